@@ -1,0 +1,162 @@
+"""From what lies about after a run to frozen evidence.
+
+Each channel is read by its own collector, says itself whether it is complete, and knows nothing of the others. Only the
+last step compares channels: how many operations in flight each fault touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from harness.collection.spans import rows_of
+from harness.collection.spool import Boot, read_boots
+from harness.evidence.store import FILE_NAME, EvidenceWriter
+from harness.records import Channel, FaultWindow, Span, SpanEvent, SpanLink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from harness.collection.broker import BrokerRecords
+    from harness.collection.otlp import OtlpReceiver
+    from harness.environment.backend import Environment
+    from harness.evidence.store import Evidence
+    from harness.records import Operation, ProcessEvent, Row
+    from harness.settling import Settled
+    from harness.system_under_test import SystemUnderTest
+
+SpanRow = Span | SpanLink | SpanEvent
+
+
+async def collect(
+    system: SystemUnderTest,
+    environment: Environment,
+    broker: BrokerRecords,
+    receiver: OtlpReceiver,
+    *,
+    operations: Sequence[Operation],
+    operations_channel: Channel,
+    settled: Settled,
+    windows: Sequence[FaultWindow],
+    directory: Path,
+) -> Evidence:
+    """Read every channel and freeze the evidence into the run directory. The processes have stopped by now."""
+    messages, messages_channel = await broker.messages(system.streams, system.key_of_message)
+    consumers, consumers_channel = await broker.consumers(system.streams)
+    advisories, advisories_channel = await broker.advisories()
+    ledger = system.read_ledger(environment.wiring)
+    events = environment.supervisor.events
+
+    def write() -> Evidence:
+        spans, spans_channel = collect_spans(receiver, environment.spool_directory, system, events)
+        writer = EvidenceWriter(directory / FILE_NAME)
+        channels = (
+            operations_channel,
+            spans_channel,
+            messages_channel,
+            consumers_channel,
+            advisories_channel,
+            ledger.channel,
+            settled.channel,
+        )
+        writer.write(
+            chain(operations, spans, messages, consumers, advisories, ledger.entries, settled.states, events, channels)
+        )
+        writer.write(_touching(writer, window) for window in windows)
+        return writer.finish()
+
+    return await asyncio.to_thread(write)
+
+
+def collect_spans(
+    receiver: OtlpReceiver, spool: Path, system: SystemUnderTest, events: Sequence[ProcessEvent]
+) -> tuple[list[SpanRow], Channel]:
+    """Merge what arrived over OTLP with what processes left in their spools, and measure what is missing."""
+    rows: list[SpanRow] = []
+    seen: set[tuple[str, int]] = set()
+    numbers: dict[tuple[str, str], set[int]] = {}
+    unnumbered: set[str] = set()
+    boots = list(read_boots(spool, system.key_attributes))
+    arrived = (row for request in receiver.requests() for row in rows_of(request, system.key_attributes))
+    left = chain.from_iterable((*boot.ended, *boot.open) for boot in boots)
+    for group in _by_span(chain(arrived, left)):
+        span = group[0]
+        identity = (span.trace_id, span.span_id)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        rows.extend(group)
+        if span.seq is None:
+            unnumbered.add(span.service)
+        else:
+            numbers.setdefault((span.service, span.instance), set()).add(span.seq)
+    return rows, _spans_channel(receiver, boots, numbers, unnumbered, system, events, len(seen))
+
+
+def _by_span(rows: Iterator[SpanRow]) -> Iterator[tuple[Span, *tuple[SpanRow, ...]]]:
+    """Group rows so that each span comes with its links and events, which follow it."""
+    group: list[SpanRow] = []
+    for row in rows:
+        if isinstance(row, Span) and group:
+            yield tuple(group)  # type: ignore[misc]  # the first of a group is a Span by construction
+            group = []
+        group.append(row)
+    if group:
+        yield tuple(group)  # type: ignore[misc]  # as above
+
+
+def _spans_channel(
+    receiver: OtlpReceiver,
+    boots: Sequence[Boot],
+    numbers: dict[tuple[str, str], set[int]],
+    unnumbered: set[str],
+    system: SystemUnderTest,
+    events: Sequence[ProcessEvent],
+    received: int,
+) -> Channel:
+    """Say how many spans there should be: the sum over boots of how many each had begun."""
+    started = {(boot.origin.service, boot.origin.instance): boot.started for boot in boots}
+    gaps = []
+    expected = 0
+    for service, instance in sorted(started.keys() | numbers.keys()):
+        known = numbers.get((service, instance), set())
+        begun = started.get((service, instance))
+        if begun is None:
+            gaps.append(f"{service} boot {instance[:8]} does not say how many spans it began")
+        expected += max(begun or 0, len(known))
+        if begun is not None and len(known) < begun:
+            gaps.append(f"{service} boot {instance[:8]} began {begun} spans, {len(known)} were seen")
+    for role in system.traced:
+        boots_begun = sum(event.process == role and event.event == "started" for event in events)
+        boots_told = sum(service == role for service, _ in started)
+        if boots_told < boots_begun:
+            gaps.append(f"{role} was started {boots_begun} time(s), {boots_told} left a span count")
+    gaps.extend(f"spans of {service} are not numbered, so their loss cannot be measured" for service in sorted(unnumbered))
+    if receiver.bodies_refused:
+        gaps.append(f"{receiver.bodies_refused} OTLP bodies were refused")
+    if receiver.spans_refused:
+        gaps.append(f"{receiver.spans_refused} spans with impossible ids were refused")
+    return Channel(
+        name="spans",
+        expected=None if unnumbered else expected,
+        received=received,
+        complete=not gaps,
+        why="; ".join(gaps),
+    )
+
+
+def _touching(writer: EvidenceWriter, window: FaultWindow) -> Row:
+    """Count the operations that were in flight in the window and did not become final before it was healed."""
+    if window.healed_ns is None:
+        return window
+    ((touched,),) = writer.execute(
+        """
+        SELECT count(DISTINCT o.key) FROM operations o LEFT JOIN states s USING (key)
+        WHERE o.outcome <> 'failed' AND o.began_ns < $1 AND (s.settled_ns IS NULL OR s.settled_ns >= $1)
+        """,
+        [window.healed_ns],
+    )
+    return replace(window, touched=touched)

@@ -1,0 +1,218 @@
+"""The broker's own records: what it stored, what its consumers still owe, and what it complained about.
+
+The only module of the harness that speaks NATS. It connects directly, never through a proxy, so that a fault on a link
+cannot reach the evidence. Advisories go out on core NATS and are lost when nobody listens; `capture_advisories` puts a
+stream under them before the run begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import nats
+import nats.errors
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError, NotFoundError
+
+from harness.errors import EnvironmentFailedError
+from harness.records import Advisory, Channel, Consumer, Message, SpanId, TraceId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.js import JetStreamContext
+
+ADVISORIES = "STORMPROOF_ADVISORIES"
+_ADVISORY_SUBJECTS = ["$JS.EVENT.ADVISORY.>"]
+_CONNECT_WITHIN_S = 5
+_FETCH_MESSAGES = 500
+_FETCH_WITHIN_S = 5.0
+_TRACEPARENT_PARTS = 4
+_TRACE_HEX = 32
+_SPAN_HEX = 16
+
+KeyOf = Callable[[str, Mapping[str, str], bytes], "str | None"]
+"""Adapter's function: (subject, headers, payload) to the key the message is about, or None."""
+
+
+class BrokerRecords:
+    """Reads a broker's streams and consumers over one direct connection."""
+
+    def __init__(self, client: Client) -> None:
+        """Use an open connection."""
+        self._client = client
+        self._jetstream: JetStreamContext = client.jetstream(timeout=_FETCH_WITHIN_S)
+
+    async def capture_advisories(self) -> None:
+        """Put a stream under the JetStream advisories, so that none is lost."""
+        await self._jetstream.add_stream(
+            StreamConfig(
+                name=ADVISORIES,
+                subjects=_ADVISORY_SUBJECTS,
+                storage=StorageType.FILE,
+                retention=RetentionPolicy.LIMITS,
+                no_ack=True,
+            )
+        )
+
+    async def backlog(self, streams: tuple[str, ...]) -> int:
+        """Return how many messages the durable consumers of these streams have not finished, delivered or not."""
+        total = 0
+        for stream in streams:
+            for info in await self._jetstream.consumers_info(stream):
+                if info.config.durable_name:
+                    total += (info.num_pending or 0) + (info.num_ack_pending or 0)
+        return total
+
+    async def consumers(self, streams: tuple[str, ...]) -> tuple[list[Consumer], Channel]:
+        """Describe every durable consumer of these streams."""
+        rows = []
+        for stream in streams:
+            for info in await self._jetstream.consumers_info(stream):
+                if not info.config.durable_name:
+                    continue
+                rows.append(
+                    Consumer(
+                        stream=stream,
+                        name=info.config.durable_name,
+                        pending=info.num_pending or 0,
+                        ack_pending=info.num_ack_pending or 0,
+                        redelivered=info.num_redelivered or 0,
+                        delivered_sequence=info.delivered.stream_seq if info.delivered else 0,
+                        ack_floor_sequence=info.ack_floor.stream_seq if info.ack_floor else 0,
+                        config=json.dumps(info.config.as_dict(), default=str),
+                    )
+                )
+        return rows, Channel(name="consumers", expected=len(rows), received=len(rows), complete=True, why="")
+
+    async def messages(self, streams: tuple[str, ...], key_of: KeyOf) -> tuple[list[Message], Channel]:
+        """Read every message of these streams back, by sequence."""
+        rows: list[Message] = []
+        expected = 0
+        gaps = []
+        for stream in streams:
+            try:
+                state = (await self._jetstream.stream_info(stream)).state
+            except NotFoundError:
+                gaps.append(f"stream {stream} does not exist")
+                continue
+            expected += state.messages
+            before = len(rows)
+            rows.extend([_message(stream, each, key_of) async for each in self._read(stream, state.messages)])
+            if len(rows) - before != state.messages:
+                gaps.append(f"stream {stream} holds {state.messages} messages, {len(rows) - before} could be read")
+        why = "; ".join(gaps)
+        return rows, Channel(name="messages", expected=expected, received=len(rows), complete=not gaps, why=why)
+
+    async def advisories(self) -> tuple[list[Advisory], Channel]:
+        """Read the captured advisories back."""
+        try:
+            expected = (await self._jetstream.stream_info(ADVISORIES)).state.messages
+        except NotFoundError:
+            return [], Channel(
+                name="advisories", expected=None, received=0, complete=False, why="the stream that captures them is gone"
+            )
+        rows = [
+            Advisory(
+                subject=message.subject,
+                at_ns=_stored_ns(message),
+                body=message.data.decode("utf-8", "replace"),
+            )
+            async for message in self._read(ADVISORIES, expected)
+        ]
+        return rows, Channel(
+            name="advisories",
+            expected=expected,
+            received=len(rows),
+            complete=len(rows) == expected,
+            why="" if len(rows) == expected else f"{expected - len(rows)} could not be read",
+        )
+
+    async def _read(self, stream: str, count: int) -> AsyncIterator[Msg]:
+        if count == 0:
+            return
+        subscription = await self._jetstream.pull_subscribe(
+            ">" if stream != ADVISORIES else _ADVISORY_SUBJECTS[0],
+            stream=stream,
+            config=ConsumerConfig(
+                ack_policy=AckPolicy.NONE,
+                deliver_policy=DeliverPolicy.ALL,
+                inactive_threshold=_FETCH_WITHIN_S * 2,
+                mem_storage=True,
+                filter_subject=None,
+            ),
+        )
+        read = 0
+        try:
+            while read < count:
+                try:
+                    batch = await subscription.fetch(min(_FETCH_MESSAGES, count - read), timeout=_FETCH_WITHIN_S)
+                except nats.errors.TimeoutError:
+                    return
+                for message in batch:
+                    yield message
+                read += len(batch)
+        finally:
+            await subscription.unsubscribe()
+
+
+@asynccontextmanager
+async def broker_records(url: str) -> AsyncIterator[BrokerRecords]:
+    """Connect to the broker for the scope. Raises EnvironmentFailedError when it does not answer."""
+    try:
+        client = await nats.connect(
+            url, name="stormproof-evidence", connect_timeout=_CONNECT_WITHIN_S, allow_reconnect=True,
+            max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore_reconnect_noise,
+        )
+    except (OSError, nats.errors.Error, TimeoutError) as error:
+        raise EnvironmentFailedError(f"the broker at {url} does not answer the harness ({error!r}): see its log") from error
+    try:
+        yield BrokerRecords(client)
+    except (nats.errors.Error, APIError) as error:
+        raise EnvironmentFailedError(f"the broker at {url} could not be asked for its records: {error!r}") from error
+    finally:
+        await asyncio.shield(client.close())
+
+
+async def _ignore_reconnect_noise(_error: Exception) -> None:
+    """Stay silent: the broker is killed on purpose in some experiments, and a failed read says so itself."""
+
+
+def _message(stream: str, message: Msg, key_of: KeyOf) -> Message:
+    headers = dict(message.headers or {})
+    trace_id, span_id = trace_context({name.lower(): value for name, value in headers.items()}.get("traceparent", ""))
+    return Message(
+        stream=stream,
+        sequence=message.metadata.sequence.stream,
+        subject=message.subject,
+        message_id=headers.get("Nats-Msg-Id"),
+        stored_ns=_stored_ns(message),
+        size_bytes=len(message.data),
+        key=key_of(message.subject, headers, message.data),
+        trace_id=trace_id,
+        span_id=span_id,
+        headers=json.dumps(headers),
+    )
+
+
+def _stored_ns(message: Msg) -> int:
+    # The reply subject carries the exact time; nats-py's metadata.timestamp rounds it to microseconds.
+    return int(message.reply.split(".")[-2])
+
+
+def trace_context(traceparent: str) -> tuple[TraceId | None, SpanId | None]:
+    """Parse a W3C traceparent; (None, None) when it is not one."""
+    parts = traceparent.split("-")
+    if len(parts) != _TRACEPARENT_PARTS or len(parts[1]) != _TRACE_HEX or len(parts[2]) != _SPAN_HEX:
+        return None, None
+    try:
+        trace_id, span_id = int(parts[1], 16), int(parts[2], 16)
+    except ValueError:
+        return None, None
+    return (TraceId(parts[1].lower()), SpanId(span_id)) if trace_id and span_id else (None, None)

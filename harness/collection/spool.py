@@ -1,0 +1,112 @@
+"""Span spools: what a process leaves on disk so that its spans outlive it.
+
+An exporter's queue dies with its process. A process that wants to be judged after SIGKILL writes, under the directory it
+was given, two files per boot (`<service>-<instance>`), both kept by the page cache when the process is killed:
+
+`.spans`  frames of a little-endian uint32 length and that many bytes; the first frame is an OTLP `Resource`, each later
+          one an OTLP `Span`, appended when the span ends.
+`.open`   a header of 64 bytes (`SPOPEN01`, uint64 started, uint64 ended, uint32 slots, uint32 bytes per slot), then one
+          slot for each span that is open now: uint64 seq (0: free), uint64 start in ns, trace id (16 bytes), span id
+          (8), parent span id (8, zero: none), kind (1), length of the name (1), the name in UTF-8.
+
+Spans are numbered from 1 when they start, so a reader knows exactly what it should have: `started` spans, each either
+ended (in `.spans`) or open at death (in a slot). A torn last frame is left out, and then shows as missing.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+from harness.collection.spans import Origin, kind_name, origin_of, span_rows
+from harness.records import Span, SpanEvent, SpanId, SpanLink, TraceId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MAGIC = b"SPOPEN01"
+_HEADER = struct.Struct("<8sQQII")
+_HEADER_BYTES = 64
+_SLOT = struct.Struct("<QQ16s8s8sBB")
+_LENGTH = struct.Struct("<I")
+_FRAME_BYTES_MAX = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """One boot of one process, as its spool tells it.
+
+    started: how many spans it began, None when the `.open` file is missing or torn.
+    """
+
+    origin: Origin
+    started: int | None
+    ended: tuple[Span | SpanLink | SpanEvent, ...]
+    open: tuple[Span, ...]
+
+
+def read_boots(directory: Path, key_attributes: tuple[str, ...]) -> Iterator[Boot]:
+    """Yield every boot that left a spool in the directory, in the order of file names."""
+    for path in sorted(directory.glob("*.spans")):
+        frames = _frames(path.read_bytes())
+        first = next(frames, None)
+        if first is None:
+            continue
+        origin = origin_of(Resource.FromString(first))
+        ended = tuple(row for frame in frames for row in span_rows(trace_pb2.Span.FromString(frame), origin, key_attributes))
+        started, still_open = read_open(path.with_suffix(".open"), origin)
+        yield Boot(origin=origin, started=started, ended=ended, open=still_open)
+
+
+def read_open(path: Path, origin: Origin) -> tuple[int | None, tuple[Span, ...]]:
+    """Return how many spans a boot has started, and those that are open, in the order of their numbers."""
+    content = path.read_bytes() if path.is_file() else b""
+    if len(content) < _HEADER_BYTES:
+        return None, ()
+    magic, started, _ended, slots, slot_bytes = _HEADER.unpack_from(content)
+    if magic != MAGIC or slot_bytes < _SLOT.size or len(content) < _HEADER_BYTES + slots * slot_bytes:
+        return None, ()
+    spans = [
+        span
+        for number in range(slots)
+        if (span := _slot(content, _HEADER_BYTES + number * slot_bytes, origin)) is not None
+    ]
+    return started, tuple(sorted(spans, key=lambda span: span.seq or 0))
+
+
+def _slot(content: bytes, offset: int, origin: Origin) -> Span | None:
+    seq, began_ns, trace_id, span_id, parent, kind, name_bytes = _SLOT.unpack_from(content, offset)
+    if seq == 0:
+        return None
+    name_at = offset + _SLOT.size
+    return Span(
+        trace_id=TraceId(trace_id.hex()),
+        span_id=SpanId(int.from_bytes(span_id, "big")),
+        parent_span_id=SpanId(int.from_bytes(parent, "big")) if any(parent) else None,
+        service=origin.service,
+        instance=origin.instance,
+        seq=seq,
+        name=content[name_at : name_at + name_bytes].decode("utf-8", "replace"),
+        kind=kind_name(kind),
+        began_ns=began_ns,
+        ended_ns=None,
+        status="unset",
+        key=None,
+        attributes="{}",
+    )
+
+
+def _frames(content: bytes) -> Iterator[bytes]:
+    offset = 0
+    while offset + _LENGTH.size <= len(content):
+        (length,) = _LENGTH.unpack_from(content, offset)
+        offset += _LENGTH.size
+        if length > _FRAME_BYTES_MAX or offset + length > len(content):
+            return
+        yield content[offset : offset + length]
+        offset += length

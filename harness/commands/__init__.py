@@ -1,0 +1,1 @@
+"""The subcommands of `stormproof`, one module each."""

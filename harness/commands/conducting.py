@@ -1,0 +1,80 @@
+"""What `run`, `load`, `mutants` and `up` share: a run directory, the run, its reports."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from harness.evidence.store import FILE_NAME as EVIDENCE
+from harness.evidence.store import Evidence
+from harness.report.document import verdict_document, write_document
+from harness.report.html import write_html
+from harness.report.junit import write_junit
+from harness.report.terminal import print_report
+from harness.run import carry_out
+from harness.runs import new_run
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Mapping
+
+    from harness.plan import Plan
+    from harness.planting import PlantedBug
+    from harness.run import Outcome
+    from harness.system_under_test import Drive, SystemUnderTest
+
+_DRAWN_SEED_BITS = 31
+
+
+def seed_of(options: argparse.Namespace) -> int:
+    """Return the seed asked for, or draw one; the plan keeps it either way."""
+    return secrets.randbits(_DRAWN_SEED_BITS) if options.seed is None else int(options.seed)
+
+
+def progress() -> Callable[[str], None]:
+    """Return a printer of progress lines: seconds since now, on standard error."""
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:7.2f} s  {line}", file=sys.stderr, flush=True)
+
+    return say
+
+
+async def conduct(
+    plan: Plan,
+    system: SystemUnderTest,
+    drive: Drive,
+    options: argparse.Namespace,
+    *,
+    bug: PlantedBug | None = None,
+    listen: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Carry a plan out in a fresh run directory and write all its reports there."""
+    directory = new_run(options.runs_dir, plan.experiment)
+    say = progress()
+    say(f"{plan.experiment}, seed {plan.seed}" + (f", planted bug {plan.mutant}" if plan.mutant else ""))
+    outcome = await carry_out(plan, system, directory, drive, say=say, bug=bug, listen=listen)
+    write_reports(outcome)
+    return outcome
+
+
+def write_reports(outcome: Outcome) -> None:
+    """Write `verdict.json`, `junit.xml` and `report.html` beside the evidence."""
+    write_document(outcome.directory.path, verdict_document(outcome))
+    write_junit(outcome)
+    with Evidence.open(outcome.directory.path / EVIDENCE) as evidence:
+        write_html(outcome, evidence)
+
+
+def tell(outcome: Outcome, options: argparse.Namespace) -> None:
+    """Print the report: on standard output, or with `--json` on standard error."""
+    print_report(outcome, sys.stderr if options.json else sys.stdout)
+
+
+def print_json(document: object) -> None:
+    """Print the one JSON document of `--json`."""
+    print(json.dumps(document), flush=True)

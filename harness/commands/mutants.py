@@ -1,0 +1,137 @@
+"""`stormproof mutants`: plant each bug, run its experiment, and see whether the right invariant names it.
+
+A planted bug is *caught* when every invariant it expects says VIOLATED and no other does; *unknown* when the run could
+not tell; *missed* otherwise. The exit code is 0 when all are caught, 1 when one was missed, 2 when one is unknown.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.commands.conducting import print_json, seed_of, tell
+from harness.commands.run import carry_out_experiment
+from harness.errors import UsageError
+from harness.invariants.verdict import UNKNOWN, VIOLATED
+from harness.planting import read_bugs
+from harness.system_under_test import configured_system
+
+if TYPE_CHECKING:
+    import argparse
+
+    from harness.invariants.judgement import Judgement
+    from harness.planting import PlantedBug
+    from harness.system_under_test import SystemUnderTest
+
+SCHEMA = "stormproof.mutants/1"
+CAUGHT, MISSED, UNTOLD = "caught", "missed", "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """One row of the kill matrix. why: the first finding, or what stood in the way."""
+
+    name: str
+    says: str
+    experiment: str
+    run: str
+    expected: tuple[str, ...]
+    violated: tuple[str, ...]
+    unrelated: tuple[str, ...]
+    result: str
+    why: str
+
+
+async def execute(options: argparse.Namespace) -> int:
+    """Run every planted bug and print the matrix."""
+    system = configured_system()
+    bugs = read_bugs(options.directory or system.planted_bugs)
+    for bug in bugs:
+        _check(bug, system)
+    seed = seed_of(options)
+    kills = []
+    for bug in bugs:
+        outcome = await carry_out_experiment(system, system.experiment(bug.experiment), seed, options, bug)
+        kills.append(kill_of(bug, outcome.judgement, str(outcome.directory.path)))
+        if kills[-1].result != CAUGHT:
+            # The whole report goes with a bug that got away: it is the harness that failed here.
+            options_report = options
+            tell(outcome, options_report)
+    caught = sum(kill.result == CAUGHT for kill in kills)
+    _print_matrix(kills, sys.stderr.isatty() if options.json else sys.stdout.isatty(), to_stderr=options.json)
+    if options.json:
+        print_json({"schema": SCHEMA, "mutants": [asdict(kill) for kill in kills], "score": round(caught / len(kills), 4)})
+    if any(kill.result == MISSED for kill in kills):
+        return VIOLATED.exit_code
+    return 0 if caught == len(kills) else UNKNOWN.exit_code
+
+
+def kill_of(bug: PlantedBug, judgement: Judgement, run: str) -> Kill:
+    """Hold a judgement against what the bug expects."""
+    violated = {verdict.invariant: verdict for verdict in judgement.verdicts if verdict.state is VIOLATED}
+    unknown = {verdict.invariant: verdict for verdict in judgement.verdicts if verdict.state is UNKNOWN}
+    expected = set(bug.expected)
+    unrelated = set(violated) - expected
+    if expected <= set(violated) and not unrelated:
+        result, why = CAUGHT, violated[min(expected)].reason
+    elif not unrelated and (expected - set(violated) <= set(unknown) or judgement.vacuous):
+        result = UNTOLD
+        why = "; ".join([*judgement.vacuous, *(unknown[name].reason for name in sorted(expected & set(unknown)))])
+    else:
+        result = MISSED
+        unseen = sorted(expected - set(violated))
+        why = "; ".join(
+            [
+                *([f"{', '.join(unseen)} did not see it"] if unseen else []),
+                *(f"{name} is violated too: {violated[name].reason}" for name in sorted(unrelated)),
+            ]
+        )
+    return Kill(
+        name=bug.name,
+        says=bug.says.splitlines()[0],
+        experiment=bug.experiment,
+        run=run,
+        expected=bug.expected,
+        violated=tuple(sorted(violated)),
+        unrelated=tuple(sorted(unrelated)),
+        result=result,
+        why=why,
+    )
+
+
+def _check(bug: PlantedBug, system: SystemUnderTest) -> None:
+    """Refuse a bug that names what does not exist, before anything is started."""
+    system.experiment(bug.experiment)
+    known = {invariant.id for invariant in system.invariants}
+    if not set(bug.expected) <= known:
+        raise UsageError(
+            f"the planted bug {bug.name} expects {sorted(set(bug.expected) - known)}; there is: {', '.join(sorted(known))}"
+        )
+    roles = {spec.name for spec in system.topology.processes}
+    if bug.target not in roles:
+        raise UsageError(f"the planted bug {bug.name} targets {bug.target!r}; there is: {', '.join(sorted(roles))}")
+
+
+def _print_matrix(kills: list[Kill], is_terminal: bool, *, to_stderr: bool) -> None:  # noqa: FBT001 - private
+    console = Console(stderr=to_stderr, highlight=False, width=None if is_terminal else 120)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("planted bug", "experiment", "expected", "violated", "result", "why"):
+        table.add_column(column, overflow="fold")
+    colours = {CAUGHT: "green", MISSED: "bold red", UNTOLD: "yellow"}
+    for kill in kills:
+        table.add_row(
+            escape(kill.name),
+            kill.experiment,
+            " ".join(kill.expected),
+            " ".join(kill.violated) or "-",
+            f"[{colours[kill.result]}]{kill.result}[/]",
+            escape(kill.why),
+        )
+    console.print()
+    console.print(table)
+    console.print(f"{sum(kill.result == CAUGHT for kill in kills)} of {len(kills)} planted bugs caught")

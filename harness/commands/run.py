@@ -1,0 +1,78 @@
+"""`stormproof run EXPERIMENT...`: carry out, judge, report."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from harness.commands.conducting import conduct, print_json, seed_of, tell
+from harness.invariants.verdict import worst
+from harness.plan import Plan, digest_of_requests
+from harness.planting import read_bug
+from harness.report.document import verdict_document
+from harness.system_under_test import configured_system
+from harness.workload import place_steadily
+
+if TYPE_CHECKING:
+    import argparse
+
+    from harness.planting import PlantedBug
+    from harness.run import Outcome
+    from harness.stage import Stage
+    from harness.system_under_test import Experiment, SystemUnderTest
+
+SCHEMA = "stormproof.verdicts/1"
+
+
+async def execute(options: argparse.Namespace) -> int:
+    """Carry out every experiment that was named; the exit code is that of the worst verdict."""
+    system = configured_system()
+    experiments = [system.experiment(name) for name in options.experiments]
+    bug = None if options.mutant is None else read_bug(options.mutant)
+    seed = seed_of(options)
+    outcomes = []
+    for experiment in experiments:
+        outcomes.append(await carry_out_experiment(system, experiment, seed, options, bug))
+        tell(outcomes[-1], options)
+    ruling = worst(outcome.judgement.state for outcome in outcomes)
+    if options.json:
+        documents = [verdict_document(outcome) for outcome in outcomes]
+        if len(documents) == 1:
+            print_json(documents[0])
+        else:
+            print_json({"schema": SCHEMA, "verdict": ruling.value, "exit_code": ruling.exit_code, "runs": documents})
+    return ruling.exit_code
+
+
+async def carry_out_experiment(
+    system: SystemUnderTest,
+    experiment: Experiment,
+    seed: int,
+    options: argparse.Namespace,
+    bug: PlantedBug | None,
+) -> Outcome:
+    """Carry out one experiment: steady load, and its fault program meanwhile."""
+    program = experiment.program(seed)
+    plan = Plan(
+        system=system.name,
+        experiment=experiment.name,
+        seed=seed,
+        backend=options.backend,
+        rate_per_s=experiment.rate_per_s,
+        duration_s=experiment.duration_s,
+        requests_sha256=digest_of_requests(system, seed, experiment.rate_per_s, experiment.duration_s),
+        program=program.plan(),
+        mutant=None if bug is None else str(bug.path),
+    )
+
+    async def drive(stage: Stage) -> int:
+        async with asyncio.TaskGroup() as group:
+            placing = group.create_task(
+                place_steadily(
+                    system, stage, seed=seed, rate_per_s=experiment.rate_per_s, duration_s=experiment.duration_s
+                )
+            )
+            group.create_task(program.play(stage))
+        return placing.result()
+
+    return await conduct(plan, system, drive, options, bug=bug)

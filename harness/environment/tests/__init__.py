@@ -1,0 +1,1 @@
+"""Tests of the environment: real brokers, real proxies, real processes."""

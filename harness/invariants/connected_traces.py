@@ -1,0 +1,203 @@
+"""I9: the trace of every accepted operation is connected.
+
+The operation is the root: the client sends its own trace context, so every span of that operation descends from it.
+Seen as bad (safety): spans of the operation in a foreign trace, a second root, a message stored without the context of
+its publish. Not seen as good (liveness): an operation without any span, a span whose parent is nowhere, a message whose
+delivery no span tells of.
+
+Spans that were open when their process died count as parents: the channel keeps them (`ended_ns` is NULL).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.invariants.invariant import Examination, Invariant
+
+if TYPE_CHECKING:
+    from harness.evidence.store import Evidence
+
+_ACCEPTED = """
+WITH accepted AS (
+    SELECT key, trace_id, span_id FROM operations WHERE outcome = 'ok' AND trace_id IS NOT NULL
+), roots AS (
+    SELECT key, trace_id, span_id FROM operations WHERE trace_id IS NOT NULL
+)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignTrace:
+    """Spans about one operation stand in a trace that its client did not begin."""
+
+    key: str
+    service: str
+    span: str
+    spans: int
+
+    def sentence(self) -> str:
+        """Say it."""
+        return (
+            f"{self.key}: {self.spans} span(s) of {self.service}, the first `{self.span}`, stand in a foreign trace: "
+            f"the trace context was not carried"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondRoot:
+    """A span without a parent inside the operation's trace, where the operation itself is the root."""
+
+    key: str
+    service: str
+    span: str
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"{self.key}: `{self.span}` of {self.service} is a second root in its trace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageWithoutContext:
+    """A stored message whose headers carry no trace context."""
+
+    key: str
+    subject: str
+    stream: str
+    sequence: int
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"{self.key}: message {self.stream}#{self.sequence} ({self.subject}) was stored without a trace context"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrphanSpan:
+    """A span whose parent was never seen."""
+
+    key: str
+    service: str
+    span: str
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"{self.key}: the parent of `{self.span}` of {self.service} was never seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoSpans:
+    """An accepted operation of which no span tells."""
+
+    key: str
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"{self.key}: was accepted, but no span of its trace was seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlinkedDelivery:
+    """A stored message that no consumer's span is linked to."""
+
+    key: str
+    subject: str
+    stream: str
+    sequence: int
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"{self.key}: no span tells of a delivery of message {self.stream}#{self.sequence} ({self.subject})"
+
+
+def _look(evidence: Evidence) -> Examination:
+    foreign = evidence.query(
+        _ACCEPTED
+        + """
+        SELECT s.key, s.service, arg_min(s.name, s.began_ns), count(*)
+        FROM spans s
+        WHERE s.key IN (SELECT key FROM accepted)
+          AND (s.key, s.trace_id) NOT IN (SELECT key, trace_id FROM roots)
+        GROUP BY s.key, s.service, s.trace_id ORDER BY min(s.began_ns), s.service
+        """
+    )
+    second_roots = evidence.query(
+        _ACCEPTED
+        + """
+        SELECT a.key, s.service, s.name FROM spans s JOIN accepted a USING (trace_id)
+        WHERE s.parent_span_id IS NULL ORDER BY s.began_ns, s.span_id
+        """
+    )
+    without_context = evidence.query(
+        _ACCEPTED
+        + """
+        SELECT key, subject, stream, sequence FROM messages
+        WHERE key IN (SELECT key FROM accepted) AND span_id IS NULL ORDER BY stream, sequence
+        """
+    )
+    # EXCEPT, not NOT EXISTS: six times faster on millions of spans.
+    orphans = evidence.query(
+        _ACCEPTED
+        + """
+        , lost AS (
+            SELECT trace_id, parent_span_id AS span_id FROM spans
+            WHERE parent_span_id IS NOT NULL AND trace_id IN (SELECT trace_id FROM accepted)
+            EXCEPT SELECT trace_id, span_id FROM spans
+            EXCEPT SELECT trace_id, span_id FROM roots
+        )
+        SELECT a.key, s.service, s.name
+        FROM spans s JOIN lost l ON l.trace_id = s.trace_id AND l.span_id = s.parent_span_id
+        JOIN accepted a ON a.trace_id = s.trace_id
+        ORDER BY s.began_ns, s.span_id
+        """
+    )
+    silent = evidence.query(
+        _ACCEPTED
+        + """
+        SELECT key FROM accepted WHERE trace_id IN (
+            SELECT trace_id FROM accepted EXCEPT SELECT trace_id FROM spans
+        ) ORDER BY key
+        """
+    )
+    unlinked = evidence.query(
+        _ACCEPTED
+        + """
+        , told AS (
+            SELECT linked_trace_id AS trace_id, linked_span_id AS span_id FROM span_links
+            UNION ALL
+            SELECT trace_id, parent_span_id FROM spans WHERE kind = 'consumer' AND parent_span_id IS NOT NULL
+        ), untold AS (
+            SELECT trace_id, span_id FROM messages WHERE key IN (SELECT key FROM accepted) AND span_id IS NOT NULL
+            EXCEPT SELECT trace_id, span_id FROM told
+        )
+        SELECT m.key, m.subject, m.stream, m.sequence FROM messages m JOIN untold USING (trace_id, span_id)
+        ORDER BY m.stream, m.sequence
+        """
+    )
+    return Examination(
+        examined=evidence.count(_ACCEPTED + "SELECT count(*) FROM accepted"),
+        safety=(
+            *(ForeignTrace(key=key, service=service, span=span, spans=spans) for key, service, span, spans in foreign),
+            *(SecondRoot(key=key, service=service, span=span) for key, service, span in second_roots),
+            *(
+                MessageWithoutContext(key=key, subject=subject, stream=stream, sequence=sequence)
+                for key, subject, stream, sequence in without_context
+            ),
+        ),
+        liveness=(
+            *(NoSpans(key=key) for (key,) in silent),
+            *(OrphanSpan(key=key, service=service, span=span) for key, service, span in orphans),
+            *(
+                UnlinkedDelivery(key=key, subject=subject, stream=stream, sequence=sequence)
+                for key, subject, stream, sequence in unlinked
+            ),
+        ),
+    )
+
+
+connected_traces = Invariant(
+    id="I9",
+    name="traces are connected",
+    claim="the spans of every accepted operation form one trace: one root, no orphan, each delivery linked to its publish",
+    needs=("operations", "spans", "messages"),
+    look=_look,
+)

@@ -1,0 +1,95 @@
+"""A whole run, judged: every invariant's verdict, the faults that proved vacuous, and what they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.invariants.verdict import HOLDS, UNKNOWN, Ruling, Verdict, worst
+from harness.records import Channel, FaultWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from harness.evidence.store import Evidence
+    from harness.invariants.invariant import Invariant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a run proves.
+
+    vacuous: one sentence for each fault that did not inject, did not heal or touched nothing in flight; any of them
+    makes the run UNKNOWN, for a storm that did not blow proves nothing.
+    recovery_s: from the last verified heal to the last key that settled after it; None without faults.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    channels: tuple[Channel, ...]
+    faults: tuple[FaultWindow, ...]
+    vacuous: tuple[str, ...]
+    recovery_s: float | None
+
+    @property
+    def state(self) -> Ruling:
+        """The worst of all verdicts, and UNKNOWN when a fault was vacuous."""
+        rulings = [verdict.state for verdict in self.verdicts]
+        return worst([*rulings, UNKNOWN] if self.vacuous else rulings)
+
+    @property
+    def holds(self) -> bool:
+        """True only when everything was proved."""
+        return self.state is HOLDS
+
+    def explain(self) -> str:
+        """Say in plain lines what holds, what does not and why; meant for an assertion message."""
+        lines = [f"{self.state}"]
+        for verdict in self.verdicts:
+            lines.append(f"  {verdict.state:<8} {verdict.invariant} {verdict.name}: {verdict.examined} examined")
+            if verdict.reason:
+                lines.append(f"           {verdict.reason}")
+            lines.extend(f"           - {finding.sentence()}" for finding in verdict.findings[:_FINDINGS_TOLD])
+            if len(verdict.findings) > _FINDINGS_TOLD:
+                lines.append(f"           ... and {len(verdict.findings) - _FINDINGS_TOLD} more")
+        lines.extend(f"  UNKNOWN  {sentence}" for sentence in self.vacuous)
+        return "\n".join(lines)
+
+
+_FINDINGS_TOLD = 5
+
+
+def judge(evidence: Evidence, invariants: Iterable[Invariant]) -> Judgement:
+    """Rule on every invariant. A pure function of the evidence; it needs no broker and changes nothing."""
+    faults = tuple(sorted(evidence.select(FaultWindow), key=lambda window: window.number))
+    return Judgement(
+        verdicts=tuple(invariant.judge(evidence) for invariant in invariants),
+        channels=tuple(evidence.select(Channel)),
+        faults=faults,
+        vacuous=tuple(sentence for window in faults if (sentence := _vacuous(window))),
+        recovery_s=_recovery_s(evidence),
+    )
+
+
+def _vacuous(window: FaultWindow) -> str:
+    what = f"fault {window.name} on {window.target}"
+    if window.healed_ns is None:
+        return f"{what} never healed: {window.why}"
+    if not window.verified:
+        return f"{what} was not verified: {window.why}"
+    if window.grip == 0:
+        return f"{what} is vacuous: it caught no {window.grip_unit}, so nothing went through what it broke"
+    if window.touched == 0:
+        return f"{what} is vacuous: no operation in flight was held up by it"
+    return ""
+
+
+def _recovery_s(evidence: Evidence) -> float | None:
+    rows = evidence.query(
+        """
+        SELECT (max(greatest(s.settled_ns, heal.at_ns)) - any_value(heal.at_ns)) / 1e9
+        FROM states s JOIN operations o USING (key)
+        CROSS JOIN (SELECT max(healed_ns) AS at_ns FROM faults) heal
+        WHERE o.began_ns < heal.at_ns AND s.settled_ns IS NOT NULL
+        """
+    )
+    return None if rows[0][0] is None else float(rows[0][0])

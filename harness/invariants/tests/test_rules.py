@@ -1,0 +1,137 @@
+"""The verdict rules, one by one, with invariants made for the purpose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.evidence.in_memory import evidence_of
+from harness.invariants.invariant import Examination, Invariant
+from harness.invariants.judgement import judge
+from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED, Ruling, worst
+from harness.records import FaultWindow
+
+if TYPE_CHECKING:
+    from harness.evidence.store import Evidence
+
+WINDOW = FaultWindow(
+    number=0, name="partition", target="a->b", began_ns=1, healed_ns=2, grip=10, grip_unit="bytes", touched=3,
+    verified=True, why="",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A finding for these tests."""
+
+    key: str = "k"
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"{self.key} was seen"
+
+
+def claim(examination: Examination) -> Invariant:
+    """Make an invariant that always sees the same."""
+    return Invariant(id="T1", name="test", claim="it is so", needs=("ledger",), look=lambda _evidence: examination)
+
+
+def test_of_no_verdicts_nothing_is_known() -> None:
+    """An empty judgement is not green."""
+    assert worst([]) is UNKNOWN
+
+
+@given(st.lists(st.sampled_from(list(Ruling)), min_size=1))
+def test_rulings_merge_by_the_worst(rulings: list[Ruling]) -> None:
+    """VIOLATED beats UNKNOWN beats HOLDS, in any order and number."""
+    order = [HOLDS, UNKNOWN, VIOLATED]
+    assert worst(rulings) is max(rulings, key=order.index)
+
+
+@pytest.mark.parametrize(
+    ("examination", "complete", "state"),
+    [
+        (Examination(examined=1), True, HOLDS),
+        (Examination(examined=1), False, UNKNOWN),
+        (Examination(examined=0), True, UNKNOWN),
+        (Examination(examined=1, safety=(Seen(),)), True, VIOLATED),
+        (Examination(examined=1, safety=(Seen(),)), False, VIOLATED),
+        (Examination(examined=1, liveness=(Seen(),)), True, VIOLATED),
+        (Examination(examined=1, liveness=(Seen(),)), False, UNKNOWN),
+        (Examination(examined=0, safety=(Seen(),)), True, VIOLATED),
+    ],
+)
+def test_a_ruling_follows_from_what_was_seen_and_whether_all_was_seen(
+    examination: Examination, complete: bool, state: Ruling
+) -> None:
+    """The whole truth table of safety, liveness, silence and completeness."""
+    evidence = evidence_of(incomplete={} if complete else {"ledger": "torn"})
+
+    assert claim(examination).judge(evidence).state is state
+
+
+def test_liveness_findings_of_an_unhealed_fault_are_unknown() -> None:
+    """Nothing is demanded while the storm still blows."""
+    evidence = evidence_of(replace(WINDOW, healed_ns=None, verified=False, why="Toxiproxy is gone"))
+
+    verdict = claim(Examination(examined=1, liveness=(Seen(),))).judge(evidence)
+
+    assert verdict.state is UNKNOWN
+    assert "never healed" in verdict.reason
+
+
+def test_an_invariant_that_crashes_is_unknown_and_says_where() -> None:
+    """A broken check must never look like a check that passed."""
+
+    def look(_evidence: Evidence) -> Examination:
+        raise ZeroDivisionError("of nothing")
+
+    verdict = replace(claim(Examination(examined=1)), look=look).judge(evidence_of())
+
+    assert verdict.state is UNKNOWN
+    assert "ZeroDivisionError" in verdict.reason
+
+
+def test_a_channel_that_was_not_collected_is_a_gap() -> None:
+    """A name that no collector knows is no evidence."""
+    verdict = replace(claim(Examination(examined=1)), needs=("moon",)).judge(evidence_of())
+
+    assert verdict.state is UNKNOWN
+    assert "channel moon is incomplete" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("window", "says"),
+    [
+        (replace(WINDOW, grip=0), "caught no bytes"),
+        (replace(WINDOW, touched=0), "no operation in flight was held up"),
+        (replace(WINDOW, verified=False, why="it could not be injected"), "it could not be injected"),
+        (replace(WINDOW, healed_ns=None, why="the link does not answer"), "never healed"),
+    ],
+)
+def test_a_fault_that_did_not_bite_makes_the_run_unknown(window: FaultWindow, says: str) -> None:
+    """A storm that did not blow proves nothing, even when every invariant holds."""
+    judgement = judge(evidence_of(window), [claim(Examination(examined=1))])
+
+    assert judgement.state is UNKNOWN
+    assert len(judgement.vacuous) == 1
+    assert says in judgement.vacuous[0]
+
+
+def test_a_violation_stays_a_violation_when_a_fault_was_vacuous() -> None:
+    """A bad thing that was seen needs no storm to be bad."""
+    judgement = judge(evidence_of(replace(WINDOW, touched=0)), [claim(Examination(examined=1, safety=(Seen(),)))])
+
+    assert judgement.state is VIOLATED
+
+
+def test_a_judgement_explains_itself_with_its_findings() -> None:
+    """An assertion message is all that a failed test shows."""
+    judgement = judge(evidence_of(WINDOW), [claim(Examination(examined=4, safety=(Seen(key="o7"),)))])
+
+    assert "VIOLATED T1 test: 4 examined" in judgement.explain()
+    assert "o7 was seen" in judgement.explain()

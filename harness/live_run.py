@@ -1,0 +1,137 @@
+"""A run that a test drives: start, place, break, look, judge.
+
+The parts of a run live in one owner task, which is the same `carry_out` that the command uses; the test drives it from
+outside, so a fixture may start and end it in different tasks. `judge` ends the run: the system settles and stops, the
+evidence is frozen, and no more operations can be placed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from harness.collecting import collect_spans
+from harness.evidence.store import FILE_NAME, Evidence
+from harness.invariants.judgement import judge
+from harness.plan import Plan
+from harness.records import Span
+from harness.run import carry_out
+from harness.traces import Trace, trace_from
+from harness.workload import place_all
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from harness.environment.backend import Environment
+    from harness.invariants.invariant import Invariant
+    from harness.invariants.judgement import Judgement
+    from harness.planting import PlantedBug
+    from harness.records import Operation
+    from harness.run import Outcome
+    from harness.runs import RunDirectory
+    from harness.stage import Stage
+    from harness.system_under_test import Request, SystemUnderTest
+
+TRACE_WITHIN_S = 10.0
+_LOOK_EVERY_S = 0.02
+
+
+class LiveRun:
+    """One run of the system under test, driven by a test."""
+
+    def __init__(self, system: SystemUnderTest, stage: Stage, requests: Iterator[Request], finish: asyncio.Event,
+                 owner: asyncio.Task[Outcome]) -> None:
+        """Drive a run that has started; made by `live_run`."""
+        self.system = system
+        self.stage = stage
+        self._requests = requests
+        self._finish = finish
+        self._owner = owner
+
+    @property
+    def environment(self) -> Environment:
+        """The running parts."""
+        return self.stage.environment
+
+    async def place(self, *, count: int, rate_per_s: float) -> tuple[Operation, ...]:
+        """Place operations in an open loop and return them, with their outcomes, in the order they were asked."""
+        if self._finish.is_set():
+            raise RuntimeError("this run has been judged: nothing more can be placed in it")
+        before = len(self.stage.history.operations)
+        await place_all(list(islice(self._requests, count)), self.stage, rate_per_s=rate_per_s)
+        return tuple(sorted(self.stage.history.operations[before:], key=lambda operation: operation.number))
+
+    async def trace_of(self, operation: Operation) -> Trace:
+        """Return the operation's trace once it is final and none of its spans is open, or what there is by then."""
+        deadline_s = asyncio.get_running_loop().time() + TRACE_WITHIN_S
+        while True:
+            state = await self.stage.client.read(operation.key)
+            trace = trace_from(operation, await asyncio.to_thread(self._spans))
+            is_over = state is not None and state.is_final and all(span.ended_ns is not None for span in trace.spans)
+            if is_over or asyncio.get_running_loop().time() >= deadline_s:
+                return trace
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def judge(self, *invariants: Invariant) -> Judgement:
+        """End the run and judge it by these invariants, or by all that the system has."""
+        self._finish.set()
+        outcome = await asyncio.shield(self._owner)
+        with Evidence.open(outcome.directory.path / FILE_NAME) as evidence:
+            return judge(evidence, invariants or self.system.invariants)
+
+    def _spans(self) -> Sequence[Span]:
+        rows, _channel = collect_spans(
+            self.stage.receiver, self.environment.spool_directory, self.system, self.environment.supervisor.events
+        )
+        return [row for row in rows if isinstance(row, Span)]
+
+
+@asynccontextmanager
+async def live_run(
+    system: SystemUnderTest, directory: RunDirectory, *, seed: int, bug: PlantedBug | None = None
+) -> AsyncIterator[LiveRun]:
+    """Start the system and yield a run to drive; whatever happens, nothing of it is left at the end."""
+    started: asyncio.Future[Stage] = asyncio.get_running_loop().create_future()
+    finish = asyncio.Event()
+
+    async def drive(stage: Stage) -> int:
+        started.set_result(stage)
+        await finish.wait()
+        return stage.history.begun
+
+    plan = Plan(
+        system=system.name,
+        experiment="live",
+        seed=seed,
+        backend="embedded",
+        rate_per_s=0,
+        duration_s=0,
+        requests_sha256="",
+        program=[],
+        mutant=None if bug is None else str(bug.path),
+    )
+    lines: list[str] = []
+    began_s = time.monotonic()
+    owner = asyncio.create_task(
+        carry_out(
+            plan,
+            system,
+            directory,
+            drive,
+            say=lambda line: lines.append(f"{time.monotonic() - began_s:7.2f} s  {line}"),
+            bug=bug,
+        )
+    )
+    try:
+        await asyncio.wait({owner, started}, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            owner.result()
+        yield LiveRun(system, started.result(), system.requests(seed), finish, owner)
+    finally:
+        (directory.path / "progress.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if not owner.done():
+            owner.cancel()
+        await asyncio.wait({owner})

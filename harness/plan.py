@@ -1,0 +1,64 @@
+"""A run's plan: everything that decides what will happen, written down before it does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from harness.errors import EvidenceDamagedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.system_under_test import SystemUnderTest
+
+FILE_NAME = "plan.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be carried out. Two runs of one plan send the same requests and play the same faults.
+
+    experiment: its name, `load:<profile>`, or `up`. requests_sha256: over all requests, empty when someone else
+    makes them. program: the fault program's steps. mutant: path of a planted bug, None for the system as it is.
+    """
+
+    format: int = FORMAT
+    system: str
+    experiment: str
+    seed: int
+    backend: str
+    rate_per_s: float
+    duration_s: float
+    requests_sha256: str
+    program: list[dict[str, object]]
+    mutant: str | None
+
+    def write(self, directory: Path) -> None:
+        """Write `plan.json`."""
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        (directory / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def read_plan(directory: Path) -> Plan:
+    """Read a run directory's plan. Raises EvidenceDamagedError when it is missing or torn."""
+    path = directory / FILE_NAME
+    try:
+        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise EvidenceDamagedError(f"{path} is missing or damaged ({error}): this run cannot be judged") from error
+    if plan.format != FORMAT:
+        raise EvidenceDamagedError(f"{path} has format {plan.format}, this version reads {FORMAT}")
+    return plan
+
+
+def digest_of_requests(system: SystemUnderTest, seed: int, rate_per_s: float, duration_s: float) -> str:
+    """Return the SHA-256 over every request the harness's own workload will send."""
+    digest = hashlib.sha256()
+    for request in islice(system.requests(seed), max(1, round(rate_per_s * duration_s))):
+        digest.update(json.dumps(asdict(request), sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""The report on a terminal: what was judged, what was found, how much was seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from harness.invariants.judgement import Judgement
+    from harness.run import Outcome
+
+_FINDINGS_TOLD = 5
+_COLOURS = {HOLDS: "green", VIOLATED: "bold red", UNKNOWN: "yellow"}
+_PLAIN_WIDTH = 120
+
+
+def print_report(outcome: Outcome, stream: TextIO) -> None:
+    """Print the report; colours only where the stream is a terminal."""
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
+    plan, judgement = outcome.plan, outcome.judgement
+    planted = f"  planted bug {plan.mutant}" if plan.mutant else ""
+    console.print()
+    console.print(
+        escape(f"{plan.experiment}  seed {plan.seed}  backend {plan.backend}{planted}"), style="bold", soft_wrap=True
+    )
+    console.print(_invariants(judgement))
+    for verdict in judgement.verdicts:
+        for finding in verdict.findings[:_FINDINGS_TOLD]:
+            console.print(f"  {verdict.invariant}  {escape(finding.sentence())}", soft_wrap=True)
+        if len(verdict.findings) > _FINDINGS_TOLD:
+            console.print(f"  {verdict.invariant}  ... and {len(verdict.findings) - _FINDINGS_TOLD} more")
+    if judgement.faults:
+        console.print(_faults(judgement))
+    console.print(_channels(judgement))
+    for sentence in judgement.vacuous:
+        console.print(escape(sentence), style="yellow", soft_wrap=True)
+    if judgement.recovery_s is not None:
+        console.print(f"recovery: the last order that the fault held up settled {judgement.recovery_s:.2f} s after the heal")
+    console.print("timings: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in outcome.timings.items()))
+    console.print(f"run: {escape(str(outcome.directory.path))}", soft_wrap=True)
+    console.print(f"[{_COLOURS[judgement.state]}]{judgement.state}[/]")
+
+
+def _invariants(judgement: Judgement) -> Table:
+    table = _table("verdict", "", "invariant", ">examined", "why")
+    for verdict in judgement.verdicts:
+        table.add_row(
+            f"[{_COLOURS[verdict.state]}]{verdict.state}[/]",
+            verdict.invariant,
+            escape(verdict.name),
+            str(verdict.examined),
+            escape(verdict.reason),
+        )
+    return table
+
+
+def _faults(judgement: Judgement) -> Table:
+    table = _table("fault", "target", ">seconds", ">caught", ">orders held up", "verified")
+    for window in judgement.faults:
+        seconds = "-" if window.healed_ns is None else f"{(window.healed_ns - window.began_ns) / 1e9:.2f}"
+        table.add_row(
+            window.name,
+            escape(window.target),
+            seconds,
+            f"{window.grip} {window.grip_unit}",
+            str(window.touched),
+            "yes" if window.verified else escape(f"no: {window.why}"),
+        )
+    return table
+
+
+def _channels(judgement: Judgement) -> Table:
+    table = _table("channel", ">expected", ">received", "complete")
+    for channel in judgement.channels:
+        table.add_row(
+            channel.name,
+            "?" if channel.expected is None else str(channel.expected),
+            str(channel.received),
+            "yes" if channel.complete else escape(f"no: {channel.why}"),
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table

@@ -1,0 +1,139 @@
+"""A run, from plan to verdict. The page to read first.
+
+    start the real parts -> drive (load, and harm meanwhile) -> let it settle -> stop the system
+    -> collect every channel -> freeze the evidence -> judge
+
+Left of the evidence things act; right of it everything is a pure function of what is on disk, so `judge_again` gives the
+same verdict later, without a broker.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.collecting import collect
+from harness.collection import history, otlp
+from harness.collection.broker import broker_records
+from harness.collection.history import History, operations_channel, read_history
+from harness.environment.embedded import embedded
+from harness.evidence.store import FILE_NAME, Evidence
+from harness.invariants.judgement import Judgement, judge
+from harness.planting import start_planted
+from harness.settling import settle
+from harness.stage import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from harness.plan import Plan
+    from harness.planting import PlantedBug
+    from harness.runs import RunDirectory
+    from harness.system_under_test import Drive, SystemUnderTest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A run that has been judged. timings: seconds of each part, in the order they happened."""
+
+    plan: Plan
+    directory: RunDirectory
+    judgement: Judgement
+    timings: Mapping[str, float]
+
+
+async def carry_out(
+    plan: Plan,
+    system: SystemUnderTest,
+    directory: RunDirectory,
+    drive: Drive,
+    *,
+    say: Callable[[str], None],
+    bug: PlantedBug | None = None,
+    listen: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Start the real parts, drive them, let them settle, and judge what is on record.
+
+    drive: places operations and does harm; it returns how many operations it began.
+    listen: fixed `host:port` by role, for people who want to know the address beforehand.
+    """
+    timings = Timings()
+    plan.write(directory.path)
+    async with AsyncExitStack() as scope:
+        with timings.measuring("start"):
+            receiver = await scope.enter_async_context(
+                otlp.receiving(directory.path / otlp.FILE_NAME, host="127.0.0.1", port=0)
+            )
+            environment = await scope.enter_async_context(
+                embedded(
+                    system.topology,
+                    run_id=directory.id,
+                    run_directory=directory.path,
+                    seed=plan.seed,
+                    otlp_url=receiver.url,
+                    progress=say,
+                    listen=listen or {},
+                    start_wrapper=start_planted(bug),
+                )
+            )
+            broker = await scope.enter_async_context(broker_records(environment.nats_url))
+            await broker.capture_advisories()
+            client = await scope.enter_async_context(system.client(f"http://{environment.wiring.via(system.entrance)}"))
+        stage = Stage(
+            environment=environment,
+            history=scope.enter_context(closing(History(directory.path / history.FILE_NAME))),
+            client=client,
+            receiver=receiver,
+            directory=directory.path,
+            say=say,
+        )
+        with timings.measuring("drive"):
+            begun = await drive(stage)
+        with timings.measuring("settle"):
+            operations, torn = read_history(directory.path / history.FILE_NAME)
+            say(f"{len(operations)} operations placed; waiting until nothing is in flight")
+            settled = await settle(client, broker, system.streams, operations, within_s=system.settle_within_s)
+        with timings.measuring("stop"):
+            await environment.stop_processes()
+        with timings.measuring("collect"):
+            evidence = await collect(
+                system,
+                environment,
+                broker,
+                receiver,
+                operations=operations,
+                operations_channel=operations_channel(begun, operations, torn),
+                settled=settled,
+                windows=stage.windows,
+                directory=directory.path,
+            )
+    with evidence, timings.measuring("judge"):
+        judgement = judge(evidence, system.invariants)
+    return Outcome(plan=plan, directory=directory, judgement=judgement, timings=timings.seconds)
+
+
+def judge_again(directory: RunDirectory, system: SystemUnderTest, plan: Plan) -> Outcome:
+    """Judge the evidence of an earlier run with today's invariants; touches nothing but its own process."""
+    timings = Timings()
+    with timings.measuring("judge"), Evidence.open(directory.path / FILE_NAME) as evidence:
+        judgement = judge(evidence, system.invariants)
+    return Outcome(plan=plan, directory=directory, judgement=judgement, timings=timings.seconds)
+
+
+@dataclass(slots=True, kw_only=True)
+class Timings:
+    """How long each part of a run took, in seconds, in the order they happened."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measuring(self, part: str) -> Iterator[None]:
+        """Add the time spent in the scope to a part."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = round(self.seconds.get(part, 0.0) + time.monotonic() - began, 3)
+

@@ -1,0 +1,49 @@
+"""What a fault program and a workload see of a run while it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.records import FaultWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from harness.collection.history import History
+    from harness.collection.otlp import OtlpReceiver
+    from harness.environment.backend import Environment
+    from harness.system_under_test import Client
+
+_LOOK_EVERY_S = 0.005
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """The running system, the history so far, and the place where fault windows are written.
+
+    client: a customer of the system. directory: the run directory. say: prints one line of progress.
+    """
+
+    environment: Environment
+    history: History
+    client: Client
+    receiver: OtlpReceiver
+    directory: Path
+    say: Callable[[str], None]
+    windows: list[FaultWindow] = field(default_factory=list)
+
+    def record(self, window: FaultWindow) -> None:
+        """Keep a fault window; the step that made it is over, healed or not."""
+        self.windows.append(window)
+
+    async def wait_until(self, condition: Callable[[], bool], *, within_s: float, what: str) -> None:
+        """Wait for a condition on the history. Raises TimeoutError that says what was waited for."""
+        try:
+            async with asyncio.timeout(within_s):
+                while not condition():
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError as error:
+            raise TimeoutError(f"waited {within_s} s for {what}") from error

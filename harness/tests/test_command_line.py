@@ -1,0 +1,125 @@
+"""Bad input ends with one clear sentence and the designed exit code, never with a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def stormproof(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person would."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run"], "EXPERIMENT"),
+        (["run", "no-such-storm"], "there is no experiment 'no-such-storm'; there is: payments-partition"),
+        (["run", "payments-partition", "--seed", "minus one"], "'minus one' is not a seed"),
+        (["run", "payments-partition", "--seed", "-1"], "--seed"),
+        (["run", "payments-partition", "--seed", "99999999999999999999"], "is not a seed"),
+        (["run", "payments-partition", "--mutant", "/nowhere.py"], "/nowhere.py cannot be read"),
+        (["load", "no-such-load"], "there is no load profile 'no-such-load'; there is: steady"),
+        (["load", "steady", "--rate", "0"], "above 0"),
+        (["load", "steady", "--rate", "nan"], "above 0"),
+        (["load", "steady", "--duration", "inf"], "above 0"),
+        (["check", "no-such-run"], "no directory 'no-such-run'"),
+        (["check", "harness"], "is not a run directory"),
+        (["mutants", "--from", "no-such-directory"], "is not a directory"),
+        (["up", "--listen", "orders:8080"], "is not ROLE=HOST:PORT"),
+        (["up", "--listen", "moon=127.0.0.1:8080"], "there is no process 'moon'"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_64(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was wrong, and what there is instead."""
+    assert cli.main(arguments) == 64
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert captured.err.startswith("stormproof: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_latest_before_any_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to judge yet."""
+    assert cli.main(["check", "latest", "--runs-dir", str(tmp_path)]) == 64
+    assert "there is no run in" in capsys.readouterr().err
+
+
+def test_a_run_that_never_wrote_its_evidence_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was killed: nobody can tell, so exit code 2, with one sentence."""
+    plan = {
+        "format": 1, "system": "shop", "experiment": "payments-partition", "seed": 1, "backend": "embedded", "rate_per_s": 1,
+        "duration_s": 1, "requests_sha256": "", "program": [], "mutant": None,
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+
+    assert cli.main(["check", str(tmp_path)]) == 2
+    assert "evidence.duckdb does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}'])
+def test_a_damaged_plan_is_unknown(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the plan nobody knows what was judged."""
+    (tmp_path / "plan.json").write_text(text, encoding="utf-8")
+
+    assert cli.main(["check", str(tmp_path)]) == 2
+    assert "plan.json is missing or damaged" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_configured_system_says_what_to_add(tmp_path: Path) -> None:
+    """A stranger's first call."""
+    finished = stormproof("list", cwd=tmp_path)
+
+    assert finished.returncode == 64
+    assert "[tool.stormproof]" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("nowhere.module:THING", "cannot be imported"),
+        ("json:dumps", "is a function, not a SystemUnderTest"),
+        ("json:absent", "cannot be imported"),
+        ("", "cannot be imported"),
+    ],
+)
+def test_a_configured_system_that_is_none_says_so(tmp_path: Path, name: str, complaint: str) -> None:
+    """The configured name leads nowhere, or to something else."""
+    (tmp_path / "pyproject.toml").write_text(f'[tool.stormproof]\nsystem = "{name}"\n', encoding="utf-8")
+
+    finished = stormproof("list", cwd=tmp_path)
+
+    assert finished.returncode == 64
+    assert complaint in finished.stderr
+
+
+def test_an_unwritable_runs_directory_breaks_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file stands where the directory should be."""
+    (tmp_path / "runs").write_text("", encoding="utf-8")
+
+    assert cli.main(["run", "payments-partition", "--runs-dir", str(tmp_path / "runs")]) == 3
+    assert "no run directory can be made" in capsys.readouterr().err

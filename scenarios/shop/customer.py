@@ -1,0 +1,132 @@
+"""A customer of the shop: what is asked, for a seed, and how it is asked over HTTP."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from harness.records import Operation, Outcome, SpanId, State, TraceId
+from harness.system_under_test import Request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+PLACE_WITHIN_S = 10.0
+READ_WITHIN_S = 2.0
+FINAL = frozenset({"PAID", "DECLINED"})
+ABSENT = "absent"
+
+_CENTS_MIN, _CENTS_MAX = 100, 50_000
+_ACCEPTED, _NOT_FOUND, _OK, _BAD_REQUEST, _SERVER_ERROR = 202, 404, 200, 400, 500
+
+
+def requests(seed: int) -> Iterator[Request]:
+    """Yield an endless stream of orders, a pure function of the seed."""
+    chance = random.Random(f"requests:{seed}")  # noqa: S311 - reproducible chance, not a secret
+    number = 0
+    while True:
+        cents = chance.randint(_CENTS_MIN, _CENTS_MAX)
+        yield Request(
+            number=number,
+            kind="create",
+            key=f"s{seed}-{number:06d}",
+            body=json.dumps({"customer_id": f"c{chance.randint(1, 500):03d}", "total_amount": cents / 100, "currency": "EUR"}),
+            trace_id=f"{chance.getrandbits(128) | 1:032x}",
+            span_id=f"{chance.getrandbits(64) | 1:016x}",
+        )
+        number += 1
+
+
+def outcome_of(status: int) -> Outcome:
+    """Say what an answer to `POST /orders` means.
+
+    202 is a promise, 4xx a refusal. Every other answer (503 after a publish whose acknowledgement did not come) leaves it
+    open whether the order exists.
+    """
+    if status == _ACCEPTED:
+        return Outcome.OK
+    return Outcome.FAILED if _BAD_REQUEST <= status < _SERVER_ERROR else Outcome.UNKNOWN
+
+
+class Customer:
+    """Places orders and looks at them, over one connection pool."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        """Use a session whose base URL is the shop's."""
+        self._session = session
+
+    async def place(self, request: Request, intended_ns: int) -> Operation:
+        """POST one order. A time-out or a broken connection is *unknown*."""
+        began_ns = time.time_ns()
+        status: int | None = None
+        ended_ns: int | None = None
+        try:
+            async with self._session.post(
+                "/orders",
+                data=request.body,
+                headers={
+                    "Content-Type": "application/json",
+                    "Idempotency-Key": request.key,
+                    "traceparent": f"00-{request.trace_id}-{request.span_id}-01",
+                },
+                timeout=aiohttp.ClientTimeout(total=PLACE_WITHIN_S),
+            ) as answer:
+                text = await answer.text()
+                status, ended_ns = answer.status, time.time_ns()
+                outcome, detail = outcome_of(status), "" if status == _ACCEPTED else text[:500]
+        except aiohttp.ClientConnectorError as error:
+            # Nothing was sent: the connection was refused.
+            outcome, detail, ended_ns = Outcome.FAILED, str(error), time.time_ns()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            outcome, detail = Outcome.UNKNOWN, f"{type(error).__name__}: {error}"
+        return Operation(
+            number=request.number,
+            kind=request.kind,
+            key=request.key,
+            outcome=outcome,
+            intended_ns=intended_ns,
+            began_ns=began_ns,
+            ended_ns=ended_ns,
+            trace_id=TraceId(request.trace_id),
+            span_id=SpanId(int(request.span_id, 16)),
+            status=status,
+            detail=detail,
+            request=request.body,
+        )
+
+    async def read(self, key: str) -> State | None:
+        """GET one order; None when the shop cannot be asked now."""
+        try:
+            async with self._session.get(
+                f"/orders/{key}", timeout=aiohttp.ClientTimeout(total=READ_WITHIN_S)
+            ) as answer:
+                if answer.status == _NOT_FOUND:
+                    return State(
+                        key=key, state=ABSENT, is_final=False, read_ns=time.time_ns(), settled_ns=None, amount_minor=None
+                    )
+                if answer.status != _OK:
+                    return None
+                order = await answer.json()
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+        return State(
+            key=key,
+            state=order["status"],
+            is_final=order["status"] in FINAL,
+            read_ns=time.time_ns(),
+            settled_ns=order["settled_at_ns"],
+            amount_minor=order["amount_minor"],
+        )
+
+
+@asynccontextmanager
+async def customer(base_url: str) -> AsyncIterator[Customer]:
+    """Open a customer at the shop's address for the scope."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(base_url, connector=connector) as session:
+        yield Customer(session)

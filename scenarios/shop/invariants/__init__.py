@@ -1,0 +1,15 @@
+"""What the order and payment system promises, each promise a query over evidence.
+
+One invariant a file; each file holds the claim, the query and the finding. `INVARIANTS` is all of them, in the order of
+reports.
+"""
+
+from __future__ import annotations
+
+from harness.invariants.connected_traces import connected_traces
+from scenarios.shop.invariants.no_double_charge import no_double_charge
+from scenarios.shop.invariants.zero_dropped_orders import zero_dropped_orders
+
+INVARIANTS = (zero_dropped_orders, no_double_charge, connected_traces)
+
+__all__ = ["INVARIANTS", "connected_traces", "no_double_charge", "zero_dropped_orders"]

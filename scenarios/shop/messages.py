@@ -1,0 +1,25 @@
+"""Which order a stored message is about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+
+from system.events.shop_pb2 import OrderCreated, PaymentProcessed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_EVENTS = {"orders.created": OrderCreated, "payments.processed": PaymentProcessed}
+
+
+def key_of_message(subject: str, _headers: Mapping[str, str], payload: bytes) -> str | None:
+    """Return the order's id, None for a subject we do not know or a payload that is no event."""
+    event = _EVENTS.get(subject)
+    if event is None:
+        return None
+    try:
+        return event.FromString(payload).order_id or None
+    except DecodeError:
+        return None

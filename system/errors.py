@@ -1,0 +1,7 @@
+"""What keeps a process from starting."""
+
+from __future__ import annotations
+
+
+class StartError(Exception):
+    """A process cannot work with what it found; the message is one sentence: what was tried, what was seen, what to do."""

@@ -1,0 +1,312 @@
+"""The connection to NATS. This is the only module that imports `nats`.
+
+Promises: an endless try to get back, with jitter; a silent partition is noticed within `PING_EVERY_S` x (`PINGS_MAX` + 1);
+an attempt to reconnect that gets no answer is given up after `CONNECT_ATTEMPT_S`; while there is no connection nothing is
+accepted for sending, so nothing waits in a buffer that nobody watches. Should nats-py close for good (it does so on most
+errors that a server reports), a new client takes over with the same subscriptions.
+
+Does not: promise that what was sent arrived. That is what `Publisher` and acks are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from system.errors import StartError
+from system.metrics import Metrics
+from system.settings import NatsSettings
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _pretend_absent(module: str) -> Iterator[None]:
+    """Make `import module` fail within the block, unless it is already there.
+
+    nats-py imports aiohttp if it is installed, for websocket URLs only, and does well without it. That import takes
+    150 of the 270 ms that `import nats` takes; `None` in sys.modules is how Python spells "not installed".
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+with _pretend_absent("aiohttp"):
+    from nats import errors
+    from nats.aio.client import Client
+    from nats.aio.transport import TcpTransport
+
+if TYPE_CHECKING:
+    from nats.aio.client import Server
+    from nats.aio.msg import Msg
+
+CONNECT_WITHIN_S = 30.0
+"""How long a starting process waits for the broker before it gives up."""
+CONNECT_ATTEMPT_S = 2.0
+FIRST_WAITS_S = (0.03, 0.1, 0.25, 0.5)
+"""Waits between attempts at start: the broker may be starting beside us, and start time matters."""
+PING_EVERY_S = 1.0
+PINGS_MAX = 2
+RECONNECT_JITTER = 0.25
+PENDING_MAX_BYTES = 1024 * 1024
+"""Half of nats-py's own buffer: beyond that, its `publish` would block and swallow cancellations."""
+
+
+class ConnectError(StartError):
+    """The broker cannot be reached; the message is one sentence for a person."""
+
+
+class NotConnectedError(Exception):
+    """Nothing was sent, because there is no connection to send it through."""
+
+
+class RequestError(Exception):
+    """A request to the broker got no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What arrived for a subscription."""
+
+    subject: str
+    reply: str
+    payload: bytes
+    headers: Mapping[str, str]
+
+
+Receiver = Callable[[Message], None]
+
+
+class Connection:
+    """One process's connection, open from `async with` until its end; `open` connects and `keep` keeps it."""
+
+    def __init__(self, settings: NatsSettings, *, name: str, metrics: Metrics) -> None:
+        self._settings = settings
+        self._name = name
+        self._client: Client | None = None
+        self._receivers: dict[str, Receiver] = {}
+        self._on_connected: list[Callable[[], None]] = []
+        self._up = asyncio.Event()
+        self._closed_for_good = asyncio.Event()
+        self._is_closing = False
+        self._attempts = 0
+        self._last_error: Exception | None = None
+        self._disconnects = metrics.counter("nats_disconnects", "Times the connection to NATS was lost")
+        self._reconnects = metrics.counter("nats_reconnects", "Times the connection to NATS was had again")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """True while what is sent goes out."""
+        return self._up.is_set() and self._client is not None and self._client.is_connected
+
+    async def wait_connected(self) -> None:
+        """Return once there is a connection; the caller sets the bound."""
+        await self._up.wait()
+
+    def on_connected(self, notice: Callable[[], None]) -> None:
+        """Call `notice` after every connection that was made, when subscriptions are in place again."""
+        self._on_connected.append(notice)
+
+    async def open(self) -> None:
+        """Connect, or raise `ConnectError` after `CONNECT_WITHIN_S`."""
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                await self._connect()
+        except TimeoutError:
+            reason = self._last_error or "no answer"
+            raise ConnectError(
+                f"NATS at {self._settings.url} could not be reached within {CONNECT_WITHIN_S:g} s: {reason}"
+            ) from None
+
+    async def keep(self) -> None:
+        """Replace the client whenever nats-py closed it for good; runs until cancelled."""
+        while True:
+            await self._closed_for_good.wait()
+            self._closed_for_good.clear()
+            log.error("NATS ended the connection for good (%s); opening a new one", self._last_error)
+            await asyncio.sleep(self._reconnect_wait_s())
+            await self._connect()
+            self._reconnects.add()
+
+    async def subscribe(self, subject: str, receiver: Receiver) -> None:
+        """Pass every message on `subject` to `receiver`, across reconnects."""
+        self._receivers[subject] = receiver
+        if self._client is not None:
+            await self._client.subscribe(subject, cb=_coroutine(receiver))
+
+    async def send(
+        self, subject: str, payload: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Hand a message to the connection; `NotConnectedError` if it certainly did not leave."""
+        client = self._client
+        if client is None or not self.is_connected:
+            raise NotConnectedError("there is no connection to NATS")
+        if client.pending_data_size > PENDING_MAX_BYTES:
+            raise NotConnectedError(f"{client.pending_data_size} bytes are waiting to leave already")
+        try:
+            # A copy of the headers, because nats-py has been seen to change the caller's.
+            await client.publish(subject, payload, reply=reply, headers=dict(headers) if headers else None)
+        except errors.Error as error:
+            raise NotConnectedError(str(error)) from None
+
+    async def request(self, subject: str, payload: bytes = b"", *, within_s: float) -> bytes:
+        """The answer to one request."""
+        if self._client is None or not self.is_connected:
+            raise RequestError(f"{subject}: there is no connection to NATS")
+        try:
+            answer = await self._client.request(subject, payload, timeout=within_s)
+        except errors.NoRespondersError:
+            raise RequestError(f"{subject}: nobody answers there (is JetStream enabled?)") from None
+        except (errors.Error, TimeoutError) as error:
+            raise RequestError(f"{subject}: {type(error).__name__} {error}") from None
+        return bytes(answer.data)
+
+    def new_inbox(self) -> str:
+        """A subject prefix that nobody else uses."""
+        return f"_INBOX.{random.SystemRandom().getrandbits(96):024x}"
+
+    async def flush(self, *, within_s: float) -> None:
+        """Return once the server has seen everything sent so far; `RequestError` if it cannot be known."""
+        if self._client is None or not self.is_connected:
+            raise RequestError("cannot flush: there is no connection to NATS")
+        try:
+            await self._client.flush(timeout=within_s)  # type: ignore[arg-type]  # declared int, takes seconds
+        except (errors.Error, TimeoutError) as error:
+            raise RequestError(f"cannot flush: {error}") from None
+
+    async def close(self) -> None:
+        """Close; nothing is received or sent any more."""
+        self._is_closing = True
+        self._up.clear()
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+    async def _connect(self) -> None:
+        rounds = 0
+        while True:
+            client = Client()
+            client._transport = _PromptTransport()  # type: ignore[no-untyped-call]  # noqa: SLF001 - no public way to choose it
+            wait_s = FIRST_WAITS_S[min(rounds, len(FIRST_WAITS_S) - 1)]
+            try:
+                async with asyncio.timeout(CONNECT_ATTEMPT_S):
+                    await self._connect_client(client, wait_s)
+                    break
+            except (errors.Error, OSError, TimeoutError) as error:
+                self._last_error = self._last_error or error
+                rounds += 1
+                log.info("NATS at %s is not there yet: %s", self._settings.url, self._last_error)
+                with contextlib.suppress(errors.Error, OSError):
+                    await client.close()
+        self._client = client
+        log.info("connected to NATS at %s", self._settings.url)
+        self._announce_connected()
+
+    async def _connect_client(self, client: Client, first_wait_s: float) -> None:
+        async def lost() -> None:
+            if self._client is client:
+                self._note_disconnected()
+
+        async def back() -> None:
+            if self._client is client:
+                self._reconnects.add()
+                log.warning("NATS is back after %d attempts", self._attempts)
+                self._announce_connected()
+
+        async def closed() -> None:
+            if self._client is client and not self._is_closing:
+                self._last_error = client.last_error or self._last_error
+                self._closed_for_good.set()
+
+        await client.connect(
+            self._settings.url,
+            name=self._name,
+            error_cb=self._note_error,
+            disconnected_cb=lost,
+            reconnected_cb=back,
+            closed_cb=closed,
+            connect_timeout=CONNECT_ATTEMPT_S,  # type: ignore[arg-type]  # declared int, takes seconds
+            reconnect_time_wait=first_wait_s,  # type: ignore[arg-type]  # used at start only, see `_next_server`
+            max_reconnect_attempts=-1,
+            reconnect_to_server_handler=self._next_server,
+            ping_interval=PING_EVERY_S,  # type: ignore[arg-type]
+            max_outstanding_pings=PINGS_MAX,
+        )
+        for subject, receiver in self._receivers.items():
+            await client.subscribe(subject, cb=_coroutine(receiver))
+
+    def _next_server(self, servers: list[Server], info: Mapping[str, object]) -> tuple[Server | None, float]:  # noqa: ARG002 - nats-py's signature
+        """Which server to try next and after how long: nats-py's own wait has no jitter."""
+        server = servers[self._attempts % len(servers)] if servers else None
+        # The first attempt comes soon: most connections are lost because a server restarts or a proxy cut them once.
+        wait_s = self._reconnect_wait_s() if self._attempts else self._reconnect_wait_s() * random.random() / 2  # noqa: S311
+        self._attempts += 1
+        return server, wait_s
+
+    def _reconnect_wait_s(self) -> float:
+        return self._settings.reconnect_wait_s * random.uniform(1 - RECONNECT_JITTER, 1 + RECONNECT_JITTER)  # noqa: S311 - jitter is no secret
+
+    def _announce_connected(self) -> None:
+        self._attempts = 0
+        self._last_error = None
+        self._up.set()
+        for notice in self._on_connected:
+            notice()
+
+    def _note_disconnected(self) -> None:
+        self._up.clear()
+        if not self._is_closing:
+            self._attempts = 0
+            self._disconnects.add()
+            log.warning("the connection to NATS is lost (%s); trying to get back", self._last_error or "no answer")
+
+    async def _note_error(self, error: Exception) -> None:
+        self._last_error = error
+        log.debug("nats: %s: %s", type(error).__name__, error)
+
+
+class _PromptTransport(TcpTransport):
+    """nats-py's TCP transport, but closing a connection that takes no more bytes does not wait for it to take them.
+
+    nats-py waits for the old connection to close before it makes a new one; asyncio closes only once what is buffered
+    was sent, which in a partition is never. Nothing is lost: what was not acknowledged is sent again.
+    """
+
+    def __bool__(self) -> bool:
+        # nats-py would replace a transport that says it is not connected by one of its own kind.
+        return True
+
+    def close(self) -> None:
+        writer = self._io_writer
+        if writer is not None and writer.transport.get_write_buffer_size() > 0:
+            writer.transport.abort()
+        super().close()  # type: ignore[no-untyped-call]
+
+
+def _coroutine(receiver: Receiver):  # type: ignore[no-untyped-def]  # noqa: ANN202 - nats-py's callback type
+    async def receive(message: Msg) -> None:
+        receiver(
+            Message(
+                subject=message.subject, reply=message.reply, payload=message.data, headers=message.headers or {}
+            )
+        )
+
+    return receive

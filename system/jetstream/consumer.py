@@ -1,0 +1,252 @@
+"""A pull loop over a durable consumer: deliveries to a handler, with everything bounded.
+
+Promises: at most `in_hand_max` deliveries are with the handler (a dead pull request that comes alive again may add its
+batch); one pull request is open whenever there is room; a request that ended, went silent or was lost with its connection
+is replaced (nats.py #504: its own `fetch` stays silent after a server restart); a handling longer than a third of AckWait
+is announced to the broker as in progress; a consumer deleted under us is made again. `stop` stops pulling, and `run`
+returns when what is in hand is finished.
+
+Does not: answer deliveries (handlers do) or survive a handler that raises (`system.processing` never does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from system.jetstream.connection import Connection, Message, NotConnectedError, RequestError
+from system.jetstream.delivery import Delivery
+from system.jetstream.streams import ConsumerSpec
+from system.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+IN_HAND_MAX = 256
+PULL_EXPIRES_S = 1.0
+"""Short, because the broker goes on delivering to a request whose client is gone until the request expires."""
+HEARTBEAT_S = 0.4
+"""Below half of the expiry, as the server demands."""
+HEARTBEATS_MISSED_MAX = 2
+PAUSE_S = 0.1
+"""Wait after the broker refused a pull request."""
+REFILL_SHARE = 4
+"""Pull once a quarter of the room is free, not for every single place."""
+
+_NS = 1_000_000_000
+
+
+class Handler(Protocol):
+    """What a consumer hands deliveries to."""
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Do the work and answer the delivery; must not raise."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _PullRequest:
+    """The one request that is open: how much is still to come, and when silence means that it is dead."""
+
+    reply: str
+    left: int
+    silent_at_s: float
+
+
+class Consumer:
+    """Runs one handler over one durable consumer.
+
+    restore: makes the stream and the consumer again should they be gone; raises `RequestError` if it cannot yet.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        spec: ConsumerSpec,
+        handler: Handler,
+        *,
+        restore: Callable[[], Awaitable[None]],
+        metrics: Metrics,
+        in_hand_max: int = IN_HAND_MAX,
+    ) -> None:
+        self._connection = connection
+        self._spec = spec
+        self._handler = handler
+        self._restore = restore
+        self._in_hand_max = in_hand_max
+        self._inbox = connection.new_inbox()
+        self._request: _PullRequest | None = None
+        self._requests = 0
+        self._in_hand: set[Delivery] = set()
+        self._handlings = asyncio.TaskGroup()
+        self._wake = asyncio.Event()
+        self._not_before_s = 0.0
+        self._is_missing = False
+        self._is_stopping = False
+        self.is_running = False
+        self._deliveries = metrics.counter("deliveries", "Deliveries taken", label="consumer", value=spec.name)
+        self._redeliveries = metrics.counter(
+            "redeliveries", "Deliveries that were not the first of their message", label="consumer", value=spec.name
+        )
+        self._silences = metrics.counter(
+            "pulls_silent", "Pull requests given up for missed heartbeats", label="consumer", value=spec.name
+        )
+        self._in_hand_now = metrics.gauge("in_hand", "Deliveries being handled", label="consumer", value=spec.name)
+
+    async def run(self) -> None:
+        """Pull and handle until `stop`, then finish what is in hand."""
+        await self._connection.subscribe(f"{self._inbox}.*", self._on_message)
+        self._connection.on_connected(self._pull_anew)
+        try:
+            async with self._handlings:
+                signals = self._handlings.create_task(self._signal_progress(), name=f"{self._spec.name} progress")
+                self.is_running = True
+                await self._pull_until_stopped()
+                await self._until(lambda: not self._in_hand)
+                signals.cancel()
+        finally:
+            self.is_running = False
+
+    def stop(self) -> None:
+        """Pull no more."""
+        self._is_stopping = True
+        self._wake.set()
+
+    async def pull(self, batch: int) -> None:
+        """Ask the broker for up to `batch` messages."""
+        self._requests += 1
+        reply = f"{self._inbox}.{self._requests}"
+        self._request = _PullRequest(reply=reply, left=batch, silent_at_s=0.0)
+        self._heard()
+        request = {
+            "batch": batch,
+            "expires": round(PULL_EXPIRES_S * _NS),
+            "idle_heartbeat": round(HEARTBEAT_S * _NS),
+        }
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._spec.stream}.{self._spec.name}"
+        try:
+            await self._connection.send(subject, msgspec.json.encode(request), reply=reply)
+        except NotConnectedError:
+            self._end_request(pause=True)
+
+    async def _pull_until_stopped(self) -> None:
+        while not self._is_stopping:
+            self._wake.clear()
+            now_s = time.monotonic()
+            if self._request is not None and now_s >= self._request.silent_at_s:
+                log.info("a pull request of %s went silent; asking anew", self._spec.name)
+                self._silences.add()
+                self._request = None
+            if self._request is None and self._connection.is_connected and now_s >= self._not_before_s:
+                if self._is_missing:
+                    await self._make_again()
+                    continue
+                room = self._in_hand_max - len(self._in_hand)
+                if room * REFILL_SHARE >= self._in_hand_max:
+                    await self.pull(room)
+            await self._wait_for_news()
+
+    async def _wait_for_news(self) -> None:
+        """Return when something happened, or when it is time to look again."""
+        if self._request is not None:
+            until_s = self._request.silent_at_s
+        else:
+            until_s = max(self._not_before_s, time.monotonic() + PULL_EXPIRES_S)
+            if self._not_before_s > time.monotonic():
+                until_s = self._not_before_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
+                await self._wake.wait()
+
+    async def _make_again(self) -> None:
+        log.warning("consumer %s is not there; making it again", self._spec.name)
+        try:
+            await self._restore()
+        except RequestError as error:
+            log.warning("consumer %s could not be made again yet: %s", self._spec.name, error)
+            self._not_before_s = time.monotonic() + PAUSE_S
+        else:
+            self._is_missing = False
+
+    def _on_message(self, message: Message) -> None:
+        request = self._request
+        is_current = request is not None and message.subject == request.reply
+        if message.reply.startswith("$JS.ACK."):
+            if request is not None and is_current:
+                request.left -= 1
+                if request.left == 0:
+                    self._end_request(pause=False)
+            self._heard()
+            self._take(Delivery(self._connection, message))
+        elif is_current:
+            self._on_status(message.headers.get("Status", ""), message.headers.get("Description", ""))
+
+    def _on_status(self, status: str, description: str) -> None:
+        """What the broker says of the open request instead of a message."""
+        match status:
+            case "100":  # idle heartbeat
+                self._heard()
+            case "404" | "408":  # no messages; expired
+                self._end_request(pause=False)
+            case "503":  # no responders: the consumer is not there, or not yet
+                self._is_missing = True
+                self._end_request(pause=True)
+            case "409":
+                # "Consumer Deleted", "Leadership Change", "Server Shutdown", "Exceeded MaxWaiting", ...: the request is over.
+                self._is_missing = "deleted" in description.lower()
+                self._end_request(pause="batch completed" not in description.lower())
+            case _:
+                log.warning("a pull request of %s ended with %r %r", self._spec.name, status, description)
+                self._end_request(pause=True)
+
+    def _heard(self) -> None:
+        if self._request is not None:
+            self._request.silent_at_s = time.monotonic() + HEARTBEAT_S * HEARTBEATS_MISSED_MAX
+
+    def _end_request(self, *, pause: bool) -> None:
+        self._request = None
+        if pause:
+            self._not_before_s = time.monotonic() + PAUSE_S
+        self._wake.set()
+
+    def _pull_anew(self) -> None:
+        """A new connection: the server forgot the request that was open on the old one."""
+        self._request = None
+        self._wake.set()
+
+    def _take(self, delivery: Delivery) -> None:
+        self._deliveries.add()
+        if delivery.times_delivered > 1:
+            self._redeliveries.add()
+        self._in_hand.add(delivery)
+        self._in_hand_now.add(1)
+        self._handlings.create_task(self._handle(delivery))
+
+    async def _handle(self, delivery: Delivery) -> None:
+        try:
+            await self._handler.handle(delivery)
+        finally:
+            self._in_hand.discard(delivery)
+            self._in_hand_now.add(-1)
+            if self._request is None or self._is_stopping:
+                self._wake.set()
+
+    async def _signal_progress(self) -> None:
+        third_s = self._spec.ack_wait_s / 3
+        while True:
+            await asyncio.sleep(third_s / 2)
+            now_s = time.monotonic()
+            for delivery in [held for held in self._in_hand if now_s - held.signalled_at_s >= third_s]:
+                await delivery.in_progress()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._wake.clear()
+            await self._wake.wait()
+
+

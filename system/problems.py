@@ -1,0 +1,43 @@
+"""Responses, and those that say what was wrong as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+
+JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One response; Content-Length, Date and Connection are added on the way out."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class _Problem(msgspec.Struct, omit_defaults=True):
+    type: str
+    title: str
+    status: int
+    detail: str
+    order_id: str = ""
+
+
+def problem(status: int, detail: str, *, order_id: str = "", retry_after_s: int = 0, allow: str = "") -> Response:
+    """A problem+json response.
+
+    order_id: the order the problem is about. retry_after_s: when to try again. allow: the methods that would do.
+    """
+    body = _Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, order_id=order_id)
+    headers: tuple[tuple[str, str], ...] = ()
+    if retry_after_s:
+        headers += (("retry-after", str(retry_after_s)),)
+    if allow:
+        headers += (("allow", allow),)
+    return Response(status=status, body=msgspec.json.encode(body), content_type=PROBLEM_JSON, headers=headers)

@@ -1,0 +1,127 @@
+"""The frame around each process: logging, event loop, signals, exit codes.
+
+Exit codes: 0 after SIGTERM or SIGINT, 64 for a configuration that makes no sense, 1 for everything else that keeps the
+process from working (one sentence when the cause is known). A stop takes at most `STOP_WITHIN_S`; a second signal ends
+the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TypeVar
+
+import uvloop
+
+from system.errors import StartError
+from system.settings import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+STOP_WITHIN_S = 14.0
+"""One second below the 15 s that whoever stops us allows."""
+
+EXIT_BROKEN = 1
+EXIT_CONFIGURATION = 64
+
+_Settings = TypeVar("_Settings")
+
+
+class StoppedError(Exception):
+    """Somebody asked the process to stop before it had started."""
+
+
+class Stopping:
+    """Whether somebody asked this process to stop."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Return when the process shall stop."""
+        await self._event.wait()
+
+    async def unless_stopped(self, work: Coroutine[object, object, None]) -> None:
+        """Do work that belongs to starting; raise `StoppedError` if the process shall stop before it is done."""
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(work)
+            stopped = tasks.create_task(self._event.wait())
+            done, _ = await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            starting.cancel()
+        if starting not in done:
+            raise StoppedError
+
+    def listen_to_signals(self) -> None:
+        """Stop on SIGTERM and SIGINT; end at once on the second, or when stopping takes too long."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._event.is_set():
+            log.warning("second signal (%s): ending at once", number.name)
+            _end_at_once(128 + number)
+        log.info("%s: stopping", number.name)
+        self._event.set()
+        asyncio.get_running_loop().call_later(STOP_WITHIN_S, self._on_overdue)
+
+    def _on_overdue(self) -> None:
+        log.error("stopping took longer than %g s: ending at once", STOP_WITHIN_S)
+        _end_at_once(EXIT_BROKEN)
+
+
+def run(
+    read_settings: Callable[[Mapping[str, str]], _Settings],
+    serve: Callable[[_Settings, Stopping], Awaitable[None]],
+) -> int:
+    """Read the settings, serve until stopped, and return the exit code."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        settings = read_settings(os.environ)
+    except ConfigurationError as error:
+        return _fail(EXIT_CONFIGURATION, error)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, serve))
+    except StartError as error:
+        return _fail(EXIT_BROKEN, error)
+    except ExceptionGroup as group:
+        known = _first_start_error(group)
+        if known is None:
+            raise
+        return _fail(EXIT_BROKEN, known)
+    return 0
+
+
+async def _serve(settings: _Settings, serve: Callable[[_Settings, Stopping], Awaitable[None]]) -> None:
+    stopping = Stopping()
+    stopping.listen_to_signals()
+    with contextlib.suppress(StoppedError):
+        await serve(settings, stopping)
+    log.info("stopped")
+
+
+def _first_start_error(error: BaseException) -> StartError | None:
+    if isinstance(error, StartError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := _first_start_error(each))), None)
+    return None
+
+
+def _fail(code: int, error: Exception) -> int:
+    sys.stderr.write(f"{error}\n")
+    return code
+
+
+def _end_at_once(code: int) -> None:
+    sys.stderr.flush()
+    os._exit(code)

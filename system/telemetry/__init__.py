@@ -1,0 +1,66 @@
+"""Traces: how a trace travels in headers, and the tracer whose spans survive a killed process.
+
+Promises: every span of a process is numbered from 1 at its start (`telemetry.seq`) within a boot (`service.instance.id`),
+so that a loss can be measured; with a spool directory the ended spans and the list of open ones outlive SIGKILL (the
+format is in `spool.py`). Does not: sample, or touch OpenTelemetry's global provider; a tracer is a value that is passed.
+
+Callers reach `inject` and `extract` through this module, never by a copy of the name.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
+
+from opentelemetry.context import Context
+from opentelemetry.trace import get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from system.metrics import Metrics
+from system.settings import TelemetrySettings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+_W3C = TraceContextTextMapPropagator()
+
+
+def inject(headers: dict[str, str]) -> None:
+    """Add the current span as `traceparent` (and `tracestate`) to headers that are about to leave."""
+    _W3C.inject(headers)
+
+
+def extract(headers: Mapping[str, str]) -> Context:
+    """The caller's span in headers that arrived, whatever the case of their names; an empty context if there is none."""
+    carrier = {name.lower(): value for name, value in headers.items() if name.lower() in _W3C.fields}
+    return _W3C.extract(carrier, context=Context())
+
+
+def about_order(order_id: str) -> None:
+    """Say on the current span which order it is about."""
+    get_current_span().set_attribute("order.id", order_id)
+
+
+class Telemetry:
+    """One boot's tracer, with its spool and its shipping, from `async with` until its end."""
+
+    def __init__(self, settings: TelemetrySettings, metrics: Metrics) -> None:
+        # Imported here: `inject` and `extract` alone need no SDK.
+        from system.telemetry.provider import TracerOwner  # noqa: PLC0415
+
+        self.instance = secrets.token_hex(8)
+        self._owner = TracerOwner(settings, instance=self.instance, metrics=metrics)
+
+    @property
+    def tracer(self) -> Tracer:
+        """Makes this boot's spans."""
+        return self._owner.tracer
+
+    async def __aenter__(self) -> Self:
+        await self._owner.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Ship what is left, bounded, and close the spool."""
+        await self._owner.stop()
