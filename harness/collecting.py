@@ -11,16 +11,18 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from harness.collection.broker import BrokerRecords, broker_records
 from harness.collection.spans import rows_of
 from harness.collection.spool import Boot, read_boots
 from harness.evidence.store import FILE_NAME, EvidenceWriter
 from harness.records import Channel, FaultWindow, Span, SpanEvent, SpanLink
 
+__all__ = ["broker_records", "collect", "collect_spans"]
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from harness.collection.broker import BrokerRecords
     from harness.collection.otlp import OtlpReceiver
     from harness.environment.backend import Environment
     from harness.evidence.store import Evidence

@@ -18,6 +18,9 @@ from gevent import socket
 
 READ_BYTES = 64 * 1024
 ANSWER_BYTES_MAX = 1024 * 1024
+IDLE_S = 0.02
+"""A connection that lay idle for longer is looked at before it is used; that costs 5 µs."""
+
 _INTERIM = 200
 
 
@@ -44,6 +47,7 @@ class Connection:
         """Connect to nothing yet."""
         self._address = (host, port)
         self._socket: socket.socket | None = None
+        self._idle_since_s = 0.0
 
     def post(self, request: bytes, *, within_s: float) -> Answer:
         """Send a request and return its answer.
@@ -57,7 +61,11 @@ class Connection:
         self._socket = None
         try:
             kept.settimeout(_left(deadline_s))
-            kept.sendall(request)
+            # Not sendall: a request fits the socket's buffer, and gevent's sendall asks for its size each time.
+            sent = kept.send(request)
+            if sent < len(request):
+                kept.sendall(request[sent:])
+            reading.feed(kept.recv(READ_BYTES))
             while not reading.is_whole:
                 kept.settimeout(_left(deadline_s))
                 reading.feed(kept.recv(READ_BYTES))
@@ -65,7 +73,7 @@ class Connection:
             kept.close()
             raise
         if reading.keeps_alive:
-            self._socket = kept
+            self._socket, self._idle_since_s = kept, time.monotonic()
         else:
             kept.close()
         return Answer(reading.status, bytes(reading.body))
@@ -77,17 +85,18 @@ class Connection:
             self._socket = None
 
     def _kept(self) -> socket.socket | None:
+        if self._socket is None or time.monotonic() - self._idle_since_s < IDLE_S:
+            return self._socket
         # A server that closed while we were idle has told us so by now: noticing it before anything is sent spares
-        # an operation whose outcome nobody could tell. Costs 2 µs.
-        if self._socket is not None:
-            self._socket.settimeout(0)
-            try:
-                self._socket.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
-                return self._socket
-            except OSError:
-                pass
-            self.close()
+        # an operation whose outcome nobody could tell.
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return self._socket
+        except OSError:
+            pass
+        self.close()
         return None
 
     def _connect(self, within_s: float) -> socket.socket:

@@ -101,13 +101,15 @@ class LoadTest:
             rate_per_s=wishes.rate_per_s, start_ns=self._clock.now_ns(), duration_s=wishes.duration_s
         )
         connection = Connection(self._host, self._port)
+        began_ns = 0
         try:
-            while (slot := loop.take(self._clock.now_ns())) is not None:
+            while (slot := loop.take(self._clock.now_ns(), last_begun_ns=began_ns)) is not None:
                 asked = order(wishes.seed, self._first_number + slot.number)
                 self._wait_until_due(loop, slot)
                 if loop.begin(slot):
+                    began_ns = self._clock.now_ns()
                     try:
-                        self._place(connection, asked, slot.due_ns, wishes)
+                        self._place(connection, asked, began_ns, slot.due_ns, wishes)
                     finally:
                         loop.end()
         finally:
@@ -152,10 +154,9 @@ class LoadTest:
             loop.give_back(slot)
             raise
 
-    def _place(self, connection: Connection, asked: Order, intended_ns: int, wishes: Wishes) -> None:
-        began_ns = self._clock.now_ns()
+    def _place(self, connection: Connection, asked: Order, began_ns: int, intended_ns: int, wishes: Wishes) -> None:
         self._recording.begin()
-        outcome, status, ended_ns, detail = Outcome.UNKNOWN, None, None, "the load test ended before an answer came"
+        outcome, status, ended_ns, detail = Outcome.UNKNOWN, None, None, "the user was stopped before an answer came"
         try:
             answer = connection.post(asked.http(f"{self._host}:{self._port}"), within_s=wishes.answer_within_s)
             ended_ns, status, outcome = self._clock.now_ns(), answer.status, outcome_of(answer.status)
@@ -202,7 +203,8 @@ class LoadTest:
             duration_s=0.0 if loop is None else (ended_ns - loop.start_ns) / _NS_PER_S,
             slots=0 if loop is None else loop.slots,
             missed_slots=0 if loop is None else loop.missed,
-            begun_overdue=0 if loop is None else loop.begun_overdue,
+            overdue_busy=0 if loop is None else loop.overdue_busy,
+            overdue_stalled=0 if loop is None else loop.overdue_stalled,
             users=users,
             users_busy_max=0 if loop is None else loop.in_flight_max,
             drain_s=self._drain_s,

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 RATE_MAX_PER_S = 1_000_000.0
-END_SLACK_NS = 1_000_000_000
+END_SLACK_NS = 2_000_000_000
 """A stop that comes this close before the planned end is that end: Locust's own timer runs a moment ahead of ours."""
 
 _NS_PER_S = 1_000_000_000
@@ -40,7 +40,8 @@ class OpenLoop:
             raise ValueError(f"duration_s={duration_s} is not above 0")
         self.start_ns = start_ns
         self.begun = 0
-        self.begun_overdue = 0
+        self.overdue_busy = 0
+        self.overdue_stalled = 0
         self.in_flight = 0
         self.in_flight_max = 0
         self._rate_per_s = rate_per_s
@@ -78,8 +79,11 @@ class OpenLoop:
         """When a slot is due."""
         return self.start_ns + round(number / self._rate_per_s * _NS_PER_S)
 
-    def take(self, now_ns: int) -> Slot | None:
-        """Hand the next slot to a free user; None when there is none left before the end."""
+    def take(self, now_ns: int, *, last_begun_ns: int = 0) -> Slot | None:
+        """Hand the next slot to a free user; None when there is none left before the end.
+
+        last_begun_ns: when this user began its last slot, 0 for a fresh user.
+        """
         if self._end_ns is not None and now_ns >= self._end_ns:
             return None
         number = self._returned[0] if self._returned else self._next
@@ -92,8 +96,12 @@ class OpenLoop:
             self._next += 1
         self._held.add(number)
         if now_ns > due_ns:
-            # Had any user been free, it would have held this slot already.
-            self.begun_overdue += 1
+            # Had any user been free, it would have held this slot already. Either they were all busy, this one too; or
+            # nobody ran: this user began its last slot after this one was due, so a stall of our own is being made up for.
+            if 0 < last_begun_ns <= due_ns:
+                self.overdue_busy += 1
+            else:
+                self.overdue_stalled += 1
         return Slot(number=number, due_ns=due_ns)
 
     def begin(self, slot: Slot) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.records import Outcome
@@ -45,8 +45,8 @@ class Percentiles:
 class Asked:
     """What one or several load tests of one Locust process asked for, and how the schedule went.
 
-    slots: how many came due. begun_overdue: taken by a user only after they were due. users: how many could be in
-    flight. duration_s: from the first slot to the end of the schedule, without the drain.
+    slots: how many came due. overdue_busy: begun late because all users were busy. overdue_stalled: begun late because
+    Locust itself did not run. users: how many could be in flight. duration_s: of the schedule, without the drain.
     """
 
     seed: int
@@ -54,11 +54,27 @@ class Asked:
     duration_s: float
     slots: int
     missed_slots: int
-    begun_overdue: int
+    overdue_busy: int
+    overdue_stalled: int
     users: int
     users_busy_max: int
     drain_s: float
     cpu_s: float
+
+    def plus(self, later: Asked) -> Asked:
+        """Return both tests as one, as the history has them; what cannot be added is the later one's."""
+        return replace(
+            later,
+            duration_s=self.duration_s + later.duration_s,
+            slots=self.slots + later.slots,
+            missed_slots=self.missed_slots + later.missed_slots,
+            overdue_busy=self.overdue_busy + later.overdue_busy,
+            overdue_stalled=self.overdue_stalled + later.overdue_stalled,
+            users=max(self.users, later.users),
+            users_busy_max=max(self.users_busy_max, later.users_busy_max),
+            drain_s=max(self.drain_s, later.drain_s),
+            cpu_s=self.cpu_s + later.cpu_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +95,8 @@ class Summary:
     unanswered: int
     slots: int
     missed_slots: int
-    begun_overdue: int
+    overdue_busy: int
+    overdue_stalled: int
     rate_asked_per_s: float
     rate_reached_per_s: float
     duration_s: float
@@ -120,7 +137,8 @@ def summarize(recording: Recording, asked: Asked) -> Summary:
         unanswered=recording.unanswered,
         slots=asked.slots,
         missed_slots=asked.missed_slots,
-        begun_overdue=asked.begun_overdue,
+        overdue_busy=asked.overdue_busy,
+        overdue_stalled=asked.overdue_stalled,
         rate_asked_per_s=asked.rate_per_s,
         rate_reached_per_s=round(recording.begun / asked.duration_s, 1) if asked.duration_s else 0.0,
         duration_s=round(asked.duration_s, 3),
@@ -152,17 +170,17 @@ def percentiles(parts: Iterable[Sequence[int]]) -> Percentiles:
 
 def _note(recording: Recording, asked: Asked, late: Percentiles) -> str:
     notes = []
-    waited = asked.begun_overdue + asked.missed_slots
-    if waited and asked.users_busy_max >= asked.users:
+    overdue = asked.overdue_busy + asked.overdue_stalled
+    if overdue + asked.missed_slots and asked.overdue_busy >= asked.overdue_stalled and asked.users_busy_max >= asked.users:
         notes.append(
-            f"users were the limit: {waited} of {asked.slots} slots came due while all {asked.users} users were busy "
-            f"({asked.missed_slots} of them were never begun); give more users (-u) to load a slow system harder"
+            f"users were the limit: {asked.overdue_busy + asked.missed_slots} of {asked.slots} slots came due while all "
+            f"{asked.users} users were busy ({asked.missed_slots} of them were never begun)"
         )
-    elif waited or late.p99 > LATE_MS:
+    elif overdue + asked.missed_slots or late.p99 > LATE_MS:
         notes.append(
-            f"Locust was the limit: {waited} of {asked.slots} slots came due before a user got to them although at most "
-            f"{asked.users_busy_max} of {asked.users} users were busy, and 1 in 100 began {late.p99:g} ms late or later; "
-            "this machine cannot ask faster"
+            f"Locust itself was late: {overdue + asked.missed_slots} of {asked.slots} slots came due while it did not get "
+            f"to them ({asked.missed_slots} of them were never begun), 1 in 100 began {late.p99:g} ms late or later; "
+            "the latencies include this"
         )
     if recording.unanswered:
         notes.append(f"{recording.unanswered} orders got no answer; their latencies are lower bounds")

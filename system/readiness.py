@@ -7,8 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from system.metrics import Metrics
-from system.problems import Response, problem
-from system.web import Handler, Request
+from system.web import Handler, Request, Response, problem
 
 
 class Readiness:

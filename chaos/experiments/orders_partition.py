@@ -24,7 +24,7 @@ HOLD_S = 2.5
 def _draw(chance: random.Random) -> FaultProgram:
     partition = Partition(link="orders->nats")
     return FaultProgram(
-        steps=(Step(when=AfterOperations(count=chance.randint(60, 90)), fault=partition, hold_s=HOLD_S),)
+        steps=(Step(when=AfterOperations(count=chance.randint(40, 60)), fault=partition, hold_s=HOLD_S),)
     )
 
 
@@ -32,7 +32,7 @@ ORDERS_PARTITION = Experiment(
     name="orders-partition",
     summary="the link orders->nats is cut for 2.5 s while customers are ordering",
     rate_per_s=120,
-    duration_s=3.75,
+    duration_s=3.25,
     draw=_draw,
 )
 

@@ -24,7 +24,7 @@ HOLD_S = 3.0
 def _draw(chance: random.Random) -> FaultProgram:
     partition = Partition(link="payments->nats")
     return FaultProgram(
-        steps=(Step(when=AfterOperations(count=chance.randint(60, 90)), fault=partition, hold_s=HOLD_S),)
+        steps=(Step(when=AfterOperations(count=chance.randint(40, 60)), fault=partition, hold_s=HOLD_S),)
     )
 
 
@@ -32,7 +32,7 @@ PAYMENTS_PARTITION = Experiment(
     name="payments-partition",
     summary="the link payments->nats is cut for 3 s while orders are in flight",
     rate_per_s=120,
-    duration_s=4.25,
+    duration_s=3.75,
     draw=_draw,
 )
 

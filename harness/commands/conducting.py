@@ -8,12 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from harness.evidence.store import FILE_NAME as EVIDENCE
-from harness.evidence.store import Evidence
 from harness.report.document import verdict_document, write_document
-from harness.report.html import write_html
-from harness.report.junit import write_junit
-from harness.report.terminal import print_report
 from harness.run import carry_out
 from harness.runs import new_run
 
@@ -64,14 +59,21 @@ async def conduct(
 
 def write_reports(outcome: Outcome) -> None:
     """Write `verdict.json`, `junit.xml` and `report.html` beside the evidence."""
+    # Reports are written when the run is over; their imports (Jinja2, DuckDB) must not delay its start (D9).
+    from harness.evidence.store import FILE_NAME, Evidence  # noqa: PLC0415
+    from harness.report.html import write_html  # noqa: PLC0415
+    from harness.report.junit import write_junit  # noqa: PLC0415
+
     write_document(outcome.directory.path, verdict_document(outcome))
     write_junit(outcome)
-    with Evidence.open(outcome.directory.path / EVIDENCE) as evidence:
+    with Evidence.open(outcome.directory.path / FILE_NAME) as evidence:
         write_html(outcome, evidence)
 
 
 def tell(outcome: Outcome, options: argparse.Namespace) -> None:
     """Print the report: on standard output, or with `--json` on standard error."""
+    from harness.report.terminal import print_report  # noqa: PLC0415 - as in write_reports
+
     print_report(outcome, sys.stderr if options.json else sys.stdout)
 
 

@@ -172,7 +172,7 @@ class EmbeddedEnvironment:
 
     def labelled(self, variables: Mapping[str, str]) -> dict[str, str]:
         """These variables and the owner label: the guardian ends a process that carries it with the run."""
-        return {**variables, **self.supervisor.label}
+        return {**variables, **self.supervisor.owner_variables}
 
     async def start(self, role: str) -> None:
         """Start a role that does not run and wait until it is ready; Toxiproxy gets its proxies again."""

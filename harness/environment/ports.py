@@ -102,7 +102,8 @@ class PortLease:
             state = self._directory.lstat()
         except OSError as error:
             raise EnvironmentFailedError(
-                f"cannot make the port lock directory {self._directory}: {error.strerror}; set TMPDIR to a writable place"
+                f"cannot make the port lock directory {self._directory}: {error.strerror}; "
+                "set TMPDIR to a directory that can be written"
             ) from error
         if state.st_uid != os.geteuid():
             raise EnvironmentFailedError(
@@ -173,7 +174,8 @@ def ensure_free(address: str) -> str:
     why = why_taken(host, port)
     if why is not None:
         raise EnvironmentFailedError(
-            f"cannot listen on {host}:{port}: {why.lower()}; end what holds it (`ss -ltnp | grep :{port}`) or choose another"
+            f"cannot listen on {host}:{port}: {why.lower()}; "
+            f"end what holds it (`ss -ltnp | grep :{port}`) or choose another port"
         )
     return f"{host}:{port}"
 

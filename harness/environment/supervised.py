@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from harness.errors import EnvironmentFailedError, PlanError
 LOG_TAIL_LINES = 15
 LOG_TAIL_BYTES = 8 * 1024
 STOP_GRACE_S = 15.0
+ARGV_CHARACTERS_MAX = 500
 _SEPARATOR = "--- stormproof: "
 
 
@@ -97,7 +99,8 @@ def launch(command: Command, *, boot: int, label: Mapping[str, str]) -> subproce
         command.log_path.parent.mkdir(parents=True, exist_ok=True)
         with command.log_path.open("ab") as log:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            log.write(f"{_SEPARATOR}boot {boot} of {command.name} at {now}: {' '.join(command.argv)}\n".encode())
+            words = " ".join(shlex.join(command.argv).split())[:ARGV_CHARACTERS_MAX]  # one line, whatever it holds
+            log.write(f"{_SEPARATOR}boot {boot} of {command.name} at {now}: {words}\n".encode())
             log.flush()
             return subprocess.Popen(  # noqa: S603 - the topology's own argv, no shell
                 command.argv,

@@ -65,7 +65,7 @@ class Supervisor:
         await shielded(self.close())
 
     @property
-    def label(self) -> dict[str, str]:
+    def owner_variables(self) -> dict[str, str]:
         """The variable that makes a process part of this run."""
         return dict(self._label)
 

@@ -132,6 +132,13 @@ class ToxiproxyClient:
         """The names of the toxics on one proxy."""
         return (await self.proxy(proxy)).toxics
 
+    async def toxic_attributes(self, proxy: str, name: str) -> dict[str, int]:
+        """The attributes of one toxic as Toxiproxy holds them."""
+        path = f"{_path(proxy)}/toxics/{quote(name, safe='')}"
+        answer = await self._call("GET", path, about=f"reading toxic {name!r} of proxy {proxy!r}")
+        attributes = _mapping(answer).get("attributes")
+        return {str(key): int(value) for key, value in attributes.items()} if isinstance(attributes, dict) else {}
+
     async def reset(self) -> None:
         """Enable every proxy and remove every toxic."""
         await self._call("POST", "/reset", about="resetting all proxies")

@@ -33,9 +33,13 @@ if TYPE_CHECKING:
 
 FILE_NAME = "report.html"
 FINDINGS_TOLD = 20
+FINDINGS_UNFOLDED = 3
+"""So many findings stand open, the others behind a click: the timeline should be in sight without scrolling far."""
+
 FAULTS_TOLD = 50
 BOOTS_TOLD = 50
 EVENTS_TOLD = 20
+LOG_LINES_TOLD = 20
 STORY_LINES_MAX = 40
 TEXT_MAX = 600
 """Longer texts are cut: a body of a megabyte may stand in a detail."""
@@ -120,6 +124,7 @@ class Boot:
     process: str
     pid: int
     events: tuple[LifeEvent, ...]
+    events_left_out: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +163,13 @@ def write_html(outcome: Outcome, evidence: Evidence) -> Path:
             plan=plan,
             badge=_badge(judgement.state),
             why=_why(judgement),
-            facts=(*_plan_facts(plan, origin_ns), *_measured(evidence, judgement)),
+            facts=(tuple(_planned(plan, origin_ns)), tuple(_measured(evidence, judgement))),
             commands=_commands(outcome),
             claims=tuple(_claim(verdict) for verdict in judgement.verdicts),
             picture=None if timeline is None else draw(timeline),
             faults=tuple(_fault(window, origin_ns) for window in judgement.faults[:FAULTS_TOLD]),
             faults_left_out=max(0, len(judgement.faults) - FAULTS_TOLD),
+            unfolded=FINDINGS_UNFOLDED,
             vacuous=judgement.vacuous[:FAULTS_TOLD],
             unknown=_badge(UNKNOWN),
             story=_story(outcome, evidence),
@@ -230,13 +236,13 @@ def _why(judgement: Judgement) -> str:
         examined = sum(verdict.examined for verdict in verdicts)
         faults = len(judgement.faults)
         storm = f"{_many(faults, 'fault')} seen to strike and to heal" if faults else "no fault played"
-        return f"{_many(len(verdicts), 'invariant')} proved on {examined:,} things examined, {storm}."
+        return f"{_many(len(verdicts), 'invariant')} proved on {_many(examined, 'thing')} examined, {storm}."
     worst = [verdict for verdict in verdicts if verdict.state is judgement.state]
     if judgement.state is VIOLATED:
         first = worst[0]
         findings = f" ({_many(len(first.findings), 'finding')})" if first.findings else ""
-        others = f", and {_many(len(worst) - 1, 'other invariant')}" if len(worst) > 1 else ""
-        return f"{first.invariant} {first.name}: {first.reason}{findings}{others}."
+        others = f" {_many(len(worst) - 1, 'other invariant')} violated too." if len(worst) > 1 else ""
+        return f"{first.invariant} {first.name}: {first.reason}{findings}.{others}"
     if judgement.vacuous:
         return f"The storm proves nothing: {judgement.vacuous[0]}."
     if worst:
@@ -244,13 +250,13 @@ def _why(judgement: Judgement) -> str:
     return "No invariant was judged."
 
 
-def _plan_facts(plan: Plan, origin_ns: int | None) -> Iterable[Fact]:
+def _planned(plan: Plan, origin_ns: int | None) -> Iterable[Fact]:
     yield Fact(name="experiment", value=plan.experiment)
     yield Fact(name="seed", value=str(plan.seed))
     yield Fact(name="backend", value=plan.backend)
     yield Fact(name="system", value=plan.system)
     if plan.mutant is not None:
-        yield Fact(name="planted bug", value=plan.mutant)
+        yield Fact(name="planted bug", value=plan.mutant.rpartition("/")[2])
     if origin_ns is not None:
         when = datetime.fromtimestamp(origin_ns // _NS_PER_S, UTC)
         yield Fact(name="began", value=f"{when:%Y-%m-%d %H:%M:%S} UTC")
@@ -276,7 +282,7 @@ def _measured(evidence: Evidence, judgement: Judgement) -> Iterable[Fact]:
             p50_ms, p99_ms = (quantile_ns / 1e6 for quantile_ns in quantiles)
             yield Fact(name=name, value=f"p50 {_milliseconds(p50_ms)}, p99 {_milliseconds(p99_ms)}")
     if judgement.recovery_s is not None:
-        remark = "from the last heal until all it held up settled"
+        remark = "last heal to the last it held up"
         yield Fact(name="recovery", value=f"{judgement.recovery_s:.2f} s", remark=remark)
 
 
@@ -332,6 +338,7 @@ def _boots(evidence: Evidence, origin_ns: int | None) -> tuple[tuple[Boot, ...],
             process=process,
             pid=pid,
             events=tuple(_life_event(event, origin_ns) for event in events[:EVENTS_TOLD]),
+            events_left_out=max(0, len(events) - EVENTS_TOLD),
         )
         for (process, pid), events in lives.items()
     )
@@ -344,7 +351,7 @@ def _life_event(event: ProcessEvent, origin_ns: int) -> LifeEvent:
         word=event.event,
         at=_seconds(event.at_ns, origin_ns),
         detail=detail,
-        log="\n".join(printable(line) for line in log.splitlines()),
+        log="\n".join(printable(line) for line in log.splitlines()[-LOG_LINES_TOLD:]),
         is_unexpected=detail.startswith("unexpected"),
     )
 
@@ -397,6 +404,7 @@ WITH asked AS (
     UNION ALL
     SELECT storm.*, NULL FROM storm, life WHERE at_ns BETWEEN from_ns AND until_ns
 )
+SELECT at_ns, channel, who, what, took_ns, count(*) OVER () FROM story ORDER BY weight, at_ns, what LIMIT $2
 """
 
 
@@ -411,11 +419,11 @@ def _story(outcome: Outcome, evidence: Evidence) -> Story | None:
         return None
     key = told.findings[0].key
     rows = evidence.query(
-        _STORY + "SELECT at_ns, channel, who, what, took_ns FROM story ORDER BY weight, at_ns, what LIMIT $2",
+        _STORY,
         [key, STORY_LINES_MAX],
     )
-    total = evidence.count(_STORY + "SELECT count(*) FROM story", [key])
     rows.sort(key=lambda row: row[0])
+    total = rows[0][-1] if rows else 0
     return Story(
         key=key,
         invariant=f"{told.invariant} {told.name}",
@@ -427,7 +435,7 @@ def _story(outcome: Outcome, evidence: Evidence) -> Story | None:
                 what=what,
                 took_ms=None if took_ns is None else took_ns / 1e6,
             )
-            for at_ns, channel, who, what, took_ns in rows
+            for at_ns, channel, who, what, took_ns, _ in rows
         ),
         left_out=total - len(rows),
         command=shlex.join(["stormproof", "explain", str(outcome.directory.path), key]),

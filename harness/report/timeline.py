@@ -294,6 +294,7 @@ _X_AXIS_HEIGHT = 44.0
 _CHARACTER_WIDTH = 6.4
 _LABEL_MAX = 60
 _BAR_GAP_FROM = 4.0
+_BAR_HEIGHT_MIN = 2.5
 _CROSS = 3.0
 _DIAMOND = 4.0
 _LATENCY_MS_MIN = 0.01
@@ -531,7 +532,9 @@ def _bars(timeline: Timeline, across: _Across, up: _Upward, floors: Sequence[int
         if count:
             left, right = across.x(bucket.began_s), across.x(bucket.began_s + timeline.bucket_s)
             width = right - left - (1.0 if right - left >= _BAR_GAP_FROM else 0.0)
-            parts.append(f"M{left:.1f} {up(floor):.1f}V{up(floor + count):.1f}h{width:.1f}V{up(floor):.1f}z")
+            # One failure among thousands is still seen: no bar is lower than the least height.
+            upper = min(up(floor + count), up(floor) - _BAR_HEIGHT_MIN)
+            parts.append(f"M{left:.1f} {up(floor):.1f}V{upper:.1f}h{width:.1f}V{up(floor):.1f}z")
     return "".join(parts)
 
 

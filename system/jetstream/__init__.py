@@ -3,7 +3,7 @@
 `nats` itself is imported in `connection.py` only.
 """
 
-from system.jetstream.connection import Connection, ConnectError, Message, NotConnectedError, RequestError
+from system.jetstream.connection import ConnectError, Connection, Message, NotConnectedError, RequestError
 from system.jetstream.consumer import Consumer, Handler
 from system.jetstream.delivery import Delivery
 from system.jetstream.publisher import PubAck, Publisher, PublishRefusedError, PublishUnknownError

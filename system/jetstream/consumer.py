@@ -174,17 +174,20 @@ class Consumer:
             self._is_missing = False
 
     def _on_message(self, message: Message) -> None:
-        request = self._request
-        is_current = request is not None and message.subject == request.reply
         if message.reply.startswith("$JS.ACK."):
-            if request is not None and is_current:
-                request.left -= 1
-                if request.left == 0:
-                    self._end_request(pause=False)
             self._heard()
+            self._count_delivery()
             self._take(Delivery(self._connection, message))
-        elif is_current:
+        elif self._request is not None and message.subject == self._request.reply:
             self._on_status(message.headers.get("Status", ""), message.headers.get("Description", ""))
+
+    def _count_delivery(self) -> None:
+        # A delivery carries the subject of its message, not that of the inbox, so it cannot be told which request it
+        # answers: one that came late for a dead request is counted against the open one, and a place is pulled twice.
+        if self._request is not None:
+            self._request.left -= 1
+            if self._request.left == 0:
+                self._end_request(pause=False)
 
     def _on_status(self, status: str, description: str) -> None:
         """What the broker says of the open request instead of a message."""

@@ -18,8 +18,7 @@ from system.metrics import Metrics
 from system.orders.intake import ConflictError, Intake, NewOrder
 from system.orders.recent import TooManyRecentError
 from system.orders.store import PENDING, StoredOrder
-from system.problems import JSON, Response, problem
-from system.web import Request
+from system.web import JSON, Request, Response, problem
 
 CUSTOMER_ID_MAX_CHARS = 64
 RETRY_AFTER_S = 1

@@ -14,8 +14,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from system import telemetry
 from system.events import OrderCreated
-from system.http_client import Answer, HttpClient, HttpClientError
-from system.problems import JSON
+from system.web import JSON, Answer, HttpClient, HttpClientError
 
 ATTEMPT_TIMEOUT_S = 5.0
 CHARGES_PATH = "/charges"

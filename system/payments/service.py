@@ -7,7 +7,6 @@ import logging
 
 from system import service, topology
 from system.announcing import Announcer
-from system.http_client import HttpClient
 from system.jetstream import Connection, Consumer, Publisher, RequestError
 from system.metrics import Metrics
 from system.payments.handler import PaymentHandler
@@ -17,7 +16,7 @@ from system.readiness import Probes, Readiness, nothing_else
 from system.service import Stopping
 from system.settings import PaymentsSettings, payments_settings
 from system.telemetry import Telemetry
-from system.web import Server
+from system.web import HttpClient, Server
 
 log = logging.getLogger(__name__)
 

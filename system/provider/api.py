@@ -13,10 +13,9 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, get_curren
 
 from system import money, telemetry
 from system.metrics import Metrics
-from system.problems import Response, problem
 from system.provider.cashier import Cashier, ChargeRequest, KeyReusedError
 from system.provider.ledger import LedgerError
-from system.web import Request
+from system.web import Request, Response, problem
 
 CHARGES_PATH = "/charges"
 

@@ -13,10 +13,10 @@ import logging
 import random
 from collections import deque
 
-from system.http_client import HttpClient, HttpClientError
 from system.metrics import Metrics
 from system.settings import http_address
 from system.telemetry.encoding import encode_request
+from system.web import HttpClient, HttpClientError
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,7 @@ async def supervisor(ownership: Ownership) -> AsyncIterator[Supervisor]:
 
 
 @pytest.fixture
-def lease(temporary: Path) -> PortLease:
+def lease(temporary: Path) -> Iterator[PortLease]:
     """Ports of this test."""
-    return PortLease(directory=temporary / "stormproof-ports-test")
+    with PortLease(directory=temporary / "stormproof-ports-test") as held:
+        yield held

@@ -1,7 +1,8 @@
-"""Responses, and those that say what was wrong as RFC 9457 problem details."""
+"""Requests and responses, and the responses that say what was wrong as RFC 9457 problem details."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -12,6 +13,16 @@ PROBLEM_JSON = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request. path: without the query. headers: names in lower case, repeated ones joined by a comma."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """One response; Content-Length, Date and Connection are added on the way out."""
 
@@ -19,6 +30,9 @@ class Response:
     body: bytes = b""
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class _Problem(msgspec.Struct, omit_defaults=True):

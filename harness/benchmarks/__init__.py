@@ -1,0 +1,1 @@
+"""Benchmarks of the harness itself: figures for people, never timed tests."""

@@ -1,0 +1,237 @@
+"""Locust for the shop: `locust -f loadtests/locustfile.py --headless -u 50 -t 10s --rate 200`.
+
+Places orders in an open loop at `--rate` a second; `-u` users are the room for orders in flight, and all start at once
+unless `-r` says otherwise. Three ways to run it:
+
+- without `--host`: starts the whole system itself (`python -m harness up`), places orders, then lets it settle and
+  judges every single one of them; Locust's exit code is the verdict's: 0 holds, 1 violated, 2 unknown, 3 broken;
+- with `--host`: only drives that address; nothing is judged, and that is said;
+- with `--host` and STORMPROOF_OPERATIONS=FILE: as above, and the history goes to FILE, the figures to `load.json`
+  beside it. `stormproof load` does this, and judges.
+
+Does not: run distributed (`--master`, `--worker`, `--processes`), which ends with exit code 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import inspect
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import gevent
+from locust import events
+from locust.runners import LocalRunner
+
+# Found by path, not by name: whoever runs Locust from elsewhere, or without having installed us, means this copy.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from harness.collection.history import FILE_NAME
+from loadtests.load_test import ANSWER_WITHIN_S, DRAIN_MARGIN_S, Customer, LoadTest, Wishes
+from loadtests.open_loop import RATE_MAX_PER_S
+from loadtests.own_system import BROKEN, OwnSystem, OwnSystemError
+from loadtests.recording import Recording
+
+if TYPE_CHECKING:
+    from locust.argument_parser import LocustArgumentParser
+    from locust.env import Environment
+
+__all__ = ["Customer"]
+
+OPERATIONS_VARIABLE = "STORMPROOF_OPERATIONS"
+USERS = 50
+RATE_PER_S = 100.0
+SEED_BITS = 31
+WRONG_USE = 64
+
+logger = logging.getLogger("stormproof")
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: LocustArgumentParser) -> None:
+    """Add our options; each may also come from the environment."""
+    parser.add_argument(
+        "--rate", type=_positive, default=RATE_PER_S, env_var="STORMPROOF_RATE", help="Orders a second, open loop."
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=secrets.randbits(SEED_BITS),
+        env_var="STORMPROOF_SEED",
+        help="The same seed asks for the same orders. Default: a fresh one, because orders repeated in a running system "
+        "are answered from its memory.",
+    )
+    parser.add_argument(
+        "--duration",
+        type=_positive,
+        default=None,
+        env_var="STORMPROOF_DURATION",
+        include_in_web_ui=False,
+        help="Like --run-time, in seconds, with fractions.",
+    )
+    parser.add_argument(
+        "--answer-within",
+        type=_positive,
+        default=ANSWER_WITHIN_S,
+        env_var="STORMPROOF_ANSWER_WITHIN",
+        help="Seconds a customer waits for an answer.",
+    )
+
+
+@events.init.add_listener
+def prepare(environment: Environment, **_: object) -> None:
+    """Find or start the system and open the history; the users come later."""
+    options = environment.parsed_options
+    if not isinstance(environment.runner, LocalRunner):
+        _end(WRONG_USE, "distributed Locust (--master, --worker, --processes) is not supported: one schedule needs one process")
+    if options.duration is not None:
+        options.run_time = options.duration
+    options.num_users = options.num_users or USERS
+    options.spawn_rate = options.spawn_rate or options.num_users
+    # We drain ourselves. Locust's way waits for the task to end, and ours never does.
+    drain_within_s = float(options.stop_timeout) or options.answer_within + DRAIN_MARGIN_S
+    environment.stop_timeout = 0.0
+
+    asked_for = os.environ.get(OPERATIONS_VARIABLE)
+    if asked_for and not environment.host:
+        _end(WRONG_USE, f"{OPERATIONS_VARIABLE} is set without --host: say which address to load")
+    own = _own_system() if not environment.host else None
+    if own is not None:
+        environment.host = options.host = own.url
+    history = own.run / FILE_NAME if own is not None else Path(asked_for) if asked_for else None
+    try:
+        recording = Recording(history)
+    except OSError as error:
+        if own is not None:
+            own.give_up()
+        _end(WRONG_USE, f"no history can be written: {error}")
+    Session(environment, recording, history, own, drain_within_s).listen()
+    _settle_down()
+
+
+class Session:
+    """What goes on between Locust's start and its end; its methods are Locust's listeners."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        recording: Recording,
+        history: Path | None,
+        own: OwnSystem | None,
+        drain_within_s: float,
+    ) -> None:
+        """own: the system we started and have to judge, None when somebody else does."""
+        self._environment = environment
+        self._own = own
+        self._is_judged_elsewhere = history is not None and own is None
+        self._drain_within_s = drain_within_s
+        self._report = ""
+        self._test = LoadTest(
+            environment=environment, recording=recording, directory=None if history is None else history.parent
+        )
+        Customer.test = self._test
+
+    def listen(self) -> None:
+        """Let Locust call us."""
+        hooks = self._environment.events
+        hooks.test_start.add_listener(self.begin)
+        hooks.test_stopping.add_listener(self.drain)
+        hooks.test_stop.add_listener(self.finish)
+        hooks.quitting.add_listener(self.judge)
+        hooks.quit.add_listener(self.say)
+
+    def begin(self, **_: object) -> None:
+        """A test starts; users will follow. Options are read now, because the web page may have changed them."""
+        options = self._environment.parsed_options
+        is_timed = options.headless or options.autostart
+        self._test.begin(
+            Wishes(
+                seed=options.seed,
+                rate_per_s=options.rate,
+                duration_s=options.run_time if is_timed else None,
+                answer_within_s=options.answer_within,
+                drain_within_s=self._drain_within_s,
+            )
+        )
+        logger.info("asking for %g orders/s from %s, seed %d", options.rate, self._environment.host, options.seed)
+        if self._own is None and not self._is_judged_elsewhere:
+            logger.info("driving a given --host: NOTHING IS JUDGED here, only counted and timed")
+
+    def drain(self, **_: object) -> None:
+        """Wait for the orders in flight before Locust ends the users; it would drop their answers."""
+        self._test.drain()
+
+    def finish(self, **_: object) -> None:
+        """The users are gone."""
+        runner = self._environment.runner
+        summary = self._test.finish(0 if runner is None else runner.target_user_count)
+        if summary is not None:
+            logger.info("%s", summary.sentence())
+            if summary.note:
+                logger.warning("%s", summary.note)
+
+    def judge(self, **_: object) -> None:
+        """Locust ends: with a verdict, where we started the system."""
+        runner = self._environment.runner
+        if runner is not None and self._test.is_running:
+            runner.stop()  # on SIGTERM and Ctrl-C Locust says so only after this
+        is_broken = False
+        try:
+            self._test.close()
+        except OSError as error:
+            logger.error("the history is not whole: %s", error)
+            is_broken = True
+        if runner is not None and runner.exceptions:
+            logger.error("users failed with %d kinds of exceptions, see above: this load test is broken", len(runner.exceptions))
+            is_broken = True
+        if self._own is not None:
+            logger.info("letting the system settle, then judging %s", self._own.run)
+            try:
+                judged = self._own.judge()
+            except BaseException:
+                self._own.give_up()
+                raise
+            self._report = f"{judged.report.rstrip()}\nverdict: {judged.verdict} ({self._own.run})\n"
+            self._environment.process_exit_code = judged.exit_code
+        if is_broken:
+            self._environment.process_exit_code = BROKEN
+
+    def say(self, **_: object) -> None:
+        """Print the verdict last, below Locust's tables."""
+        sys.stdout.write(self._report)
+        sys.stdout.flush()
+
+
+def _own_system() -> OwnSystem:
+    logger.info("no --host given: starting the system (`python -m harness up`)")
+    try:
+        return OwnSystem.start()
+    except OwnSystemError as error:
+        _end(BROKEN, str(error))
+
+
+def _settle_down() -> None:
+    # Runner.stop() looks at its caller with inspect.stack(), which for the first time costs 0.3-0.6 s during which no
+    # user runs, at the end of the load. Paid here instead.
+    inspect.stack()
+    gc.collect()
+    gc.freeze()
+    # Locust sets its run-time timer next, and gevent counts from a cached time: 0.7 s ago by now, as long as imports take.
+    gevent.get_hub().loop.update_now()
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= RATE_MAX_PER_S:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and up to {RATE_MAX_PER_S:g}")
+    return value
+
+
+def _end(exit_code: int, why: str) -> NoReturn:
+    sys.stderr.write(f"stormproof: {why}\n")
+    sys.exit(exit_code)

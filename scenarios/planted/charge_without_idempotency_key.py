@@ -1,0 +1,27 @@
+"""Payments charges without a lasting idempotency key: every attempt brings a key of its own.
+
+A delivery whose ack was lost comes again, and the provider cannot tell that it has seen this order.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from system.events import OrderCreated
+    from system.payments.provider_client import ProviderClient
+
+TARGET = "payments"
+EXPERIMENT = "payments-partition"
+EXPECTED = ("I2",)
+
+
+def plant() -> None:
+    """Draw the key anew each time it is asked for."""
+    from system.payments.provider_client import ProviderClient as Planted
+
+    def fresh_key(_self: ProviderClient, _order: OrderCreated) -> str:
+        return uuid.uuid4().hex
+
+    Planted.idempotency_key = fresh_key  # type: ignore[method-assign]  # planting is what this file is for
