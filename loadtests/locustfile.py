@@ -88,7 +88,10 @@ def prepare(environment: Environment, **_: object) -> None:
     """Find or start the system and open the history; the users come later."""
     options = environment.parsed_options
     if not isinstance(environment.runner, LocalRunner):
-        _end(WRONG_USE, "distributed Locust (--master, --worker, --processes) is not supported: one schedule needs one process")
+        _end(
+            WRONG_USE,
+            "distributed Locust (--master, --worker, --processes) is not supported: one schedule needs one process",
+        )
     if options.duration is not None:
         options.run_time = options.duration
     options.num_users = options.num_users or USERS
@@ -187,7 +190,9 @@ class Session:
             logger.error("the history is not whole: %s", error)
             is_broken = True
         if runner is not None and runner.exceptions:
-            logger.error("users failed with %d kinds of exceptions, see above: this load test is broken", len(runner.exceptions))
+            logger.error(
+                "users failed with %d kinds of exceptions, see above: this load test is broken", len(runner.exceptions)
+            )
             is_broken = True
         if self._own is not None:
             logger.info("letting the system settle, then judging %s", self._own.run)

@@ -145,7 +145,9 @@ class OwnSystem:
             document = json.loads(line)
             self.url, self.run = str(document["orders"]), Path(str(document["run"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise OwnSystemError(f"`harness up --json` printed {line[:200]!r}, which names no orders and run") from error
+            raise OwnSystemError(
+                f"`harness up --json` printed {line[:200]!r}, which names no orders and run"
+            ) from error
 
     def _first_line(self) -> bytes:
         # Position 0 again and again: the child has the same open file, so the position is shared; pread leaves it alone.

@@ -171,7 +171,11 @@ def percentiles(parts: Iterable[Sequence[int]]) -> Percentiles:
 def _note(recording: Recording, asked: Asked, late: Percentiles) -> str:
     notes = []
     overdue = asked.overdue_busy + asked.overdue_stalled
-    if overdue + asked.missed_slots and asked.overdue_busy >= asked.overdue_stalled and asked.users_busy_max >= asked.users:
+    if (
+        overdue + asked.missed_slots
+        and asked.overdue_busy >= asked.overdue_stalled
+        and asked.users_busy_max >= asked.users
+    ):
         notes.append(
             f"users were the limit: {asked.overdue_busy + asked.missed_slots} of {asked.slots} slots came due while all "
             f"{asked.users} users were busy ({asked.missed_slots} of them were never begun)"

@@ -8,7 +8,6 @@ the process at once.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -104,8 +103,10 @@ def run(
 async def _serve(settings: _Settings, serve: Callable[[_Settings, Stopping], Awaitable[None]]) -> None:
     stopping = Stopping()
     stopping.listen_to_signals()
-    with contextlib.suppress(StoppedError):
+    try:
         await serve(settings, stopping)
+    except* StoppedError:
+        log.info("stopped before it was ready")
     log.info("stopped")
 
 

@@ -1,7 +1,7 @@
 """The embedded backend: every part is a local process on loopback; needs nothing but Python and, once, Go.
 
 Promises: on entry everything answers, started as parallel as it can be; on exit, however it comes, everything is
-stopped, the scratch directory is gone and the guardian has confirmed it. A SIGKILL of the harness leaves nothing either.
+stopped, the scratch directory is gone and the guardian has confirmed it. SIGKILL of the harness leaves nothing either.
 
 Does not: judge how processes ended; that is on record in the supervisor.
 """
@@ -207,11 +207,11 @@ class EmbeddedEnvironment:
 
     async def stop(self, role: str) -> bool:
         """Stop a role gracefully; whether it ended within its grace."""
-        return await self.supervisor.stop(role)
+        return await self.supervisor.stop(self._started_by_us(role))
 
     async def kill(self, role: str) -> None:
         """SIGKILL a role and wait for its end."""
-        await self.supervisor.kill(role)
+        await self.supervisor.kill(self._started_by_us(role))
 
     async def restart(self, role: str) -> None:
         """Stop a role gracefully when it runs, start it, and wait until it is ready."""
@@ -261,6 +261,9 @@ class EmbeddedEnvironment:
         if role not in self._specs:
             raise UsageError(f"{role!r} is an address of this environment, not a process of the topology")
         return self._specs[role]
+
+    def _started_by_us(self, role: str) -> str:
+        return role if role in (BROKER, TOXIPROXY) else self._spec(role).name
 
     def _log_path(self, role: str) -> Path:
         return self._log_directory / f"{role}.log"

@@ -46,6 +46,11 @@ class ExitWatch:
         await asyncio.wait({self._ended}, timeout=within_s)
         return self.exit_code
 
+    async def wait_for_exit_or(self, other: asyncio.Task[str | None]) -> None:
+        """Return when the child has ended or the other task is done, whichever is first."""
+        waits: set[asyncio.Future[object]] = {self._ended, other}  # type: ignore[arg-type] - a set is invariant
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+
     def look(self) -> None:
         """Take note of an end that has happened but that the event loop has not come to yet."""
         exit_code = self._child.poll()

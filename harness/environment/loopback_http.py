@@ -59,8 +59,11 @@ async def exchange(
             writer.write("\r\n".join([*head, "", ""]).encode() + body)
             await writer.drain()
             return await _read_answer(reader, answer_bytes_max)
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
-            raise HttpError(f"{method} {path} at {address}: not a complete HTTP answer ({error})") from error
+        except asyncio.IncompleteReadError as error:
+            amount = f"after {len(error.partial)} bytes" if error.partial else "without an answer"
+            raise HttpError(f"{method} {path} at {address}: the connection was closed {amount}") from error
+        except (asyncio.LimitOverrunError, ValueError) as error:
+            raise HttpError(f"{method} {path} at {address}: not an HTTP answer ({error})") from error
         finally:
             writer.transport.abort()
 

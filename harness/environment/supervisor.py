@@ -9,6 +9,7 @@ Does not: restart anything by itself, and does not survive the harness (the guar
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Callable
@@ -123,7 +124,7 @@ class Supervisor:
         process = self._known(name)
         deadline_s = time.monotonic() + within_s
         while True:
-            seen = await probe()
+            seen = await _probe_or_exit(probe, process)
             if not process.is_running:
                 raise EnvironmentFailedError(
                     f"{name} ended with {process.how_it_ended} before it was ready; "
@@ -234,3 +235,18 @@ class Supervisor:
         if self._on_event is not None:
             self._on_event(row)
         return row
+
+
+async def _probe_or_exit(probe: Probe, process: SupervisedProcess) -> str | None:
+    # Somebody else may hold the port and leave the probe hanging while the process has long died of that.
+    asking = asyncio.get_running_loop().create_task(_ask(probe))
+    try:
+        await process.watch.wait_for_exit_or(asking)
+    finally:
+        asking.cancel()
+        await asyncio.wait({asking})
+    return asking.result() if not asking.cancelled() else "it ended"
+
+
+async def _ask(probe: Probe) -> str | None:
+    return await probe()

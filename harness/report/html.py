@@ -45,6 +45,7 @@ TEXT_MAX = 600
 """Longer texts are cut: a body of a megabyte may stand in a detail."""
 
 _LOAD = "load:"
+_UP = "up"
 _DEFAULT_BACKEND = "embedded"
 _NS_PER_S = 1_000_000_000
 _SIGNS = {HOLDS: "✓", VIOLATED: "✗", UNKNOWN: "?"}
@@ -188,7 +189,9 @@ def repeat_command(plan: Plan) -> str:
     """Return the command that carries the same plan out again."""
     if plan.experiment.startswith(_LOAD):
         words = ["load", plan.experiment.removeprefix(_LOAD)]
-        words += ["--rate", f"{plan.rate_per_s:g}", "--duration", f"{plan.duration_s:g}"]
+        words += ["--rate", f"{plan.rate_per_s:.12g}", "--duration", f"{plan.duration_s:.12g}"]
+    elif plan.experiment == _UP:
+        words = ["up"]
     else:
         words = ["run", plan.experiment]
     words += ["--seed", str(plan.seed)]

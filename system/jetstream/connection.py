@@ -49,8 +49,11 @@ with _pretend_absent("aiohttp"):
     from nats.aio.transport import TcpTransport
 
 if TYPE_CHECKING:
+    from urllib.parse import ParseResult
+
     from nats.aio.client import Server
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
 
 CONNECT_WITHIN_S = 30.0
 """How long a starting process waits for the broker before it gives up."""
@@ -59,6 +62,7 @@ FIRST_WAITS_S = (0.03, 0.1, 0.25, 0.5)
 """Waits between attempts at start: the broker may be starting beside us, and start time matters."""
 PING_EVERY_S = 1.0
 PINGS_MAX = 2
+CLOSE_WITHIN_S = 1.0
 RECONNECT_JITTER = 0.25
 PENDING_MAX_BYTES = 1024 * 1024
 """Half of nats-py's own buffer: beyond that, its `publish` would block and swallow cancellations."""
@@ -97,6 +101,7 @@ class Connection:
         self._name = name
         self._client: Client | None = None
         self._receivers: dict[str, Receiver] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._on_connected: list[Callable[[], None]] = []
         self._up = asyncio.Event()
         self._closed_for_good = asyncio.Event()
@@ -150,7 +155,19 @@ class Connection:
         """Pass every message on `subject` to `receiver`, across reconnects."""
         self._receivers[subject] = receiver
         if self._client is not None:
-            await self._client.subscribe(subject, cb=_coroutine(receiver))
+            self._subscriptions[subject] = await self._client.subscribe(subject, cb=_coroutine(receiver))
+
+    async def drain(self, subject: str, *, within_s: float) -> None:
+        """End a subscription; what the server had sent by then is received before this returns, or `within_s` is over."""
+        self._receivers.pop(subject, None)
+        subscription = self._subscriptions.pop(subject, None)
+        if subscription is None or not self.is_connected:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                await subscription.drain()
+        except (errors.Error, TimeoutError) as error:
+            log.info("the subscription to %s ended without a drain: %s %s", subject, type(error).__name__, error)
 
     async def send(
         self, subject: str, payload: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -198,7 +215,10 @@ class Connection:
         self._up.clear()
         if self._client is not None:
             client, self._client = self._client, None
-            await client.close()
+            # In a partition, closing would wait for bytes to leave that cannot.
+            with contextlib.suppress(errors.Error, OSError, TimeoutError):
+                async with asyncio.timeout(CLOSE_WITHIN_S):
+                    await client.close()
 
     async def _connect(self) -> None:
         rounds = 0
@@ -211,7 +231,8 @@ class Connection:
                     await self._connect_client(client, wait_s)
                     break
             except (errors.Error, OSError, TimeoutError) as error:
-                self._last_error = self._last_error or error
+                if self._last_error is None or not isinstance(error, TimeoutError):
+                    self._last_error = error  # a round's own time-out says less than what went wrong within it
                 rounds += 1
                 log.info("NATS at %s is not there yet: %s", self._settings.url, self._last_error)
                 with contextlib.suppress(errors.Error, OSError):
@@ -251,7 +272,7 @@ class Connection:
             max_outstanding_pings=PINGS_MAX,
         )
         for subject, receiver in self._receivers.items():
-            await client.subscribe(subject, cb=_coroutine(receiver))
+            self._subscriptions[subject] = await client.subscribe(subject, cb=_coroutine(receiver))
 
     def _next_server(self, servers: list[Server], info: Mapping[str, object]) -> tuple[Server | None, float]:  # noqa: ARG002 - nats-py's signature
         """Which server to try next and after how long: nats-py's own wait has no jitter."""
@@ -284,15 +305,20 @@ class Connection:
 
 
 class _PromptTransport(TcpTransport):
-    """nats-py's TCP transport, but closing a connection that takes no more bytes does not wait for it to take them.
+    """nats-py's TCP transport, but a connection that takes no more bytes is closed without waiting for it to take them.
 
     nats-py waits for the old connection to close before it makes a new one; asyncio closes only once what is buffered
-    was sent, which in a partition is never. Nothing is lost: what was not acknowledged is sent again.
+    was sent, which in a partition is never. Nothing is lost: what was not acknowledged is sent again. And where a
+    handshake got no answer, nats-py forgets the connection without closing it: `connect` does so first.
     """
 
     def __bool__(self) -> bool:
         # nats-py would replace a transport that says it is not connected by one of its own kind.
         return True
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        self.close()
+        await super().connect(uri, buffer_size, connect_timeout)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         writer = self._io_writer

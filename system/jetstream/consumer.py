@@ -3,8 +3,9 @@
 Promises: at most `in_hand_max` deliveries are with the handler (a dead pull request that comes alive again may add its
 batch); one pull request is open whenever there is room; a request that ended, went silent or was lost with its connection
 is replaced (nats.py #504: its own `fetch` stays silent after a server restart); a handling longer than a third of AckWait
-is announced to the broker as in progress; a consumer deleted under us is made again. `stop` stops pulling, and `run`
-returns when what is in hand is finished.
+is announced to the broker as in progress; a consumer deleted under us is made again. After `stop` nothing is pulled, what
+arrives is handed back, and `run` returns when what is in hand is finished, or given up after `finish_within_s`: the broker
+delivers that again.
 
 Does not: answer deliveries (handlers do) or survive a handler that raises (`system.processing` never does).
 """
@@ -36,6 +37,10 @@ HEARTBEAT_S = 0.4
 HEARTBEATS_MISSED_MAX = 2
 PAUSE_S = 0.1
 """Wait after the broker refused a pull request."""
+FINISH_WITHIN_S = 4.0
+"""How long a stop waits for what is in hand, unless told otherwise."""
+DRAIN_WITHIN_S = 1.0
+GIVE_BACK_DELAY_S = 0.05
 REFILL_SHARE = 4
 """Pull once a quarter of the room is free, not for every single place."""
 
@@ -73,16 +78,18 @@ class Consumer:
         restore: Callable[[], Awaitable[None]],
         metrics: Metrics,
         in_hand_max: int = IN_HAND_MAX,
+        finish_within_s: float = FINISH_WITHIN_S,
     ) -> None:
         self._connection = connection
         self._spec = spec
         self._handler = handler
         self._restore = restore
         self._in_hand_max = in_hand_max
+        self._finish_within_s = finish_within_s
         self._inbox = connection.new_inbox()
         self._request: _PullRequest | None = None
         self._requests = 0
-        self._in_hand: set[Delivery] = set()
+        self._in_hand: dict[Delivery, asyncio.Task[None]] = {}
         self._handlings = asyncio.TaskGroup()
         self._wake = asyncio.Event()
         self._not_before_s = 0.0
@@ -100,14 +107,16 @@ class Consumer:
 
     async def run(self) -> None:
         """Pull and handle until `stop`, then finish what is in hand."""
-        await self._connection.subscribe(f"{self._inbox}.*", self._on_message)
+        inbox = f"{self._inbox}.*"
+        await self._connection.subscribe(inbox, self._on_message)
         self._connection.on_connected(self._pull_anew)
         try:
             async with self._handlings:
                 signals = self._handlings.create_task(self._signal_progress(), name=f"{self._spec.name} progress")
                 self.is_running = True
                 await self._pull_until_stopped()
-                await self._until(lambda: not self._in_hand)
+                await self._connection.drain(inbox, within_s=DRAIN_WITHIN_S)
+                await self._finish()
                 signals.cancel()
         finally:
             self.is_running = False
@@ -226,15 +235,17 @@ class Consumer:
         self._deliveries.add()
         if delivery.times_delivered > 1:
             self._redeliveries.add()
-        self._in_hand.add(delivery)
+        if self._is_stopping:
+            self._handlings.create_task(delivery.nak(GIVE_BACK_DELAY_S))
+            return
+        self._in_hand[delivery] = self._handlings.create_task(self._handle(delivery))
         self._in_hand_now.add(1)
-        self._handlings.create_task(self._handle(delivery))
 
     async def _handle(self, delivery: Delivery) -> None:
         try:
             await self._handler.handle(delivery)
         finally:
-            self._in_hand.discard(delivery)
+            self._in_hand.pop(delivery, None)
             self._in_hand_now.add(-1)
             if self._request is None or self._is_stopping:
                 self._wake.set()
@@ -247,9 +258,14 @@ class Consumer:
             for delivery in [held for held in self._in_hand if now_s - held.signalled_at_s >= third_s]:
                 await delivery.in_progress()
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._wake.clear()
-            await self._wake.wait()
+    async def _finish(self) -> None:
+        """Wait for what is in hand, and give up what takes too long."""
+        if not self._in_hand:
+            return
+        _, unfinished = await asyncio.wait(self._in_hand.values(), timeout=self._finish_within_s)
+        if unfinished:
+            log.warning("%d deliveries of %s are left to be delivered again", len(unfinished), self._spec.name)
+        for handling in unfinished:
+            handling.cancel()
 
 

@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 FLUSH_WITHIN_S = 2.0
 IN_HAND_MAX = 256
-PROVIDER_CONNECTIONS_MAX = 64
+"""Also the number of connections to the provider, so that no charge waits for one."""
+FINISH_WITHIN_S = 9.0
+"""Enough for a slow charge; the rest of a stop takes less than 5 s."""
 
 
 def main() -> int:
@@ -36,7 +38,7 @@ async def serve(settings: PaymentsSettings, stopping: Stopping) -> None:
     readiness = Readiness()
     connection = Connection(settings.nats, name=settings.telemetry.service_name, metrics=metrics)
     publisher = Publisher(connection, metrics=metrics)
-    http = HttpClient(settings.provider, connections_max=PROVIDER_CONNECTIONS_MAX)
+    http = HttpClient(settings.provider, connections_max=IN_HAND_MAX)
     spec = topology.payment_processor(settings.ack_wait_s)
 
     async def ensure() -> None:
@@ -54,6 +56,7 @@ async def serve(settings: PaymentsSettings, stopping: Stopping) -> None:
             restore=ensure,
             metrics=metrics,
             in_hand_max=IN_HAND_MAX,
+            finish_within_s=FINISH_WITHIN_S,
         )
         readiness.require("nats", lambda: connection.is_connected)
         readiness.require("payment-processor", lambda: consumer.is_running)

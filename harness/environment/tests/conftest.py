@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from harness.environment.nats_server import find_nats_server
+from harness.environment.ownership import Ownership
 from harness.environment.ports import PortLease
 from harness.environment.supervisor import Supervisor
-from harness.environment.ownership import Ownership
 from harness.environment.toxiproxy_binary import find_toxiproxy
 from harness.errors import EnvironmentFailedError
 

@@ -1,16 +1,16 @@
 """A system as small as can be, for tests of the environment: processes of a dozen lines and a topology of them.
 
-Not a test itself. Each process serves HTTP 200 on its listen address; variables make it die at start or deaf to SIGTERM.
+Not a test itself. Each process serves HTTP 200 on its listen address; variables make it die at start, or deaf to
+SIGTERM.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import asyncio
 
 from harness.environment import guardian
 from harness.environment.topology import BROKER, Link, ProcessSpec, Topology, Wiring

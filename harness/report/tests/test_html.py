@@ -365,8 +365,9 @@ def test_only_the_first_findings_are_shown_with_how_many_there_are(tmp_path: Pat
             "stormproof run payments-partition --seed 7 --backend cluster --mutant 'my bugs/no key.py'",
         ),
         (plan("load:steady"), "stormproof load steady --rate 100 --duration 5 --seed 7"),
+        (plan("up"), "stormproof up --seed 7"),
     ],
-    ids=["experiment", "planted-bug", "load"],
+    ids=["experiment", "planted-bug", "load", "up"],
 )
 def test_the_page_tells_how_to_carry_the_plan_out_again(tmp_path: Path, planned: Plan, command: str) -> None:
     """The command can be pasted into a shell, whatever the path's name."""
