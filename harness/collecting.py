@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from harness.collection.broker import BrokerRecords, broker_records
-from harness.collection.spans import rows_of
+from harness.collection.spans import Origin, span_rows, spans_of
 from harness.collection.spool import Boot, read_boots
 from harness.evidence.store import FILE_NAME, EvidenceWriter
 from harness.records import Channel, FaultWindow, Span, SpanEvent, SpanLink
@@ -20,7 +20,7 @@ from harness.records import Channel, FaultWindow, Span, SpanEvent, SpanLink
 __all__ = ["broker_records", "collect", "collect_spans"]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.collection.otlp import OtlpReceiver
@@ -77,63 +77,58 @@ def collect_spans(
     receiver: OtlpReceiver, spool: Path, system: SystemUnderTest, events: Sequence[ProcessEvent]
 ) -> tuple[list[SpanRow], Channel]:
     """Merge what arrived over OTLP with what processes left in their spools, and measure what is missing."""
+    boots = list(read_boots(spool))
     rows: list[SpanRow] = []
-    seen: set[tuple[str, int]] = set()
-    numbers: dict[tuple[str, str], set[int]] = {}
+    seen: set[tuple[bytes, bytes]] = set()
+    numbers: dict[Origin, set[int]] = {boot.origin: {span.seq or 0 for span in boot.open} for boot in boots}
     unnumbered: set[str] = set()
-    boots = list(read_boots(spool, system.key_attributes))
-    arrived = (row for request in receiver.requests() for row in rows_of(request, system.key_attributes))
-    left = chain.from_iterable((*boot.ended, *boot.open) for boot in boots)
-    for group in _by_span(chain(arrived, left)):
-        span = group[0]
+    arrived = chain.from_iterable(spans_of(request) for request in receiver.requests())
+    left = ((boot.origin, span) for boot in boots for span in boot.ended)
+    for origin, span in chain(arrived, left):
+        # Most spans arrive twice, over OTLP and in a spool: ids are compared before anything is unpacked.
         identity = (span.trace_id, span.span_id)
         if identity in seen:
             continue
         seen.add(identity)
-        rows.extend(group)
-        if span.seq is None:
-            unnumbered.add(span.service)
+        row, *details = span_rows(span, origin, system.key_attributes)
+        rows += (row, *details)
+        if isinstance(row, Span) and row.seq is not None:
+            numbers.setdefault(origin, set()).add(row.seq)
         else:
-            numbers.setdefault((span.service, span.instance), set()).add(span.seq)
-    return rows, _spans_channel(receiver, boots, numbers, unnumbered, system, events, len(seen))
+            unnumbered.add(origin.service)
+    # A process killed between writing an ended span and freeing its slot has it in both places.
+    still_open = [span for boot in boots for span in boot.open if _identity(span) not in seen]
+    channel = _spans_channel(receiver, boots, numbers, unnumbered, system, events, len(seen) + len(still_open))
+    return [*rows, *still_open], channel
 
 
-def _by_span(rows: Iterator[SpanRow]) -> Iterator[tuple[Span, *tuple[SpanRow, ...]]]:
-    """Group rows so that each span comes with its links and events, which follow it."""
-    group: list[SpanRow] = []
-    for row in rows:
-        if isinstance(row, Span) and group:
-            yield tuple(group)  # type: ignore[misc]  # the first of a group is a Span by construction
-            group = []
-        group.append(row)
-    if group:
-        yield tuple(group)  # type: ignore[misc]  # as above
+def _identity(span: Span) -> tuple[bytes, bytes]:
+    return bytes.fromhex(span.trace_id), span.span_id.to_bytes(8, "big")
 
 
 def _spans_channel(
     receiver: OtlpReceiver,
     boots: Sequence[Boot],
-    numbers: dict[tuple[str, str], set[int]],
+    numbers: dict[Origin, set[int]],
     unnumbered: set[str],
     system: SystemUnderTest,
     events: Sequence[ProcessEvent],
     received: int,
 ) -> Channel:
     """Say how many spans there should be: the sum over boots of how many each had begun."""
-    started = {(boot.origin.service, boot.origin.instance): boot.started for boot in boots}
+    started = {boot.origin: boot.started for boot in boots}
     gaps = []
     expected = 0
-    for service, instance in sorted(started.keys() | numbers.keys()):
-        known = numbers.get((service, instance), set())
-        begun = started.get((service, instance))
+    for origin, known in sorted(numbers.items(), key=lambda item: (item[0].service, item[0].instance)):
+        begun = started.get(origin)
         if begun is None:
-            gaps.append(f"{service} boot {instance[:8]} does not say how many spans it began")
+            gaps.append(f"{origin.service} boot {origin.instance[:8]} does not say how many spans it began")
         expected += max(begun or 0, len(known))
         if begun is not None and len(known) < begun:
-            gaps.append(f"{service} boot {instance[:8]} began {begun} spans, {len(known)} were seen")
+            gaps.append(f"{origin.service} boot {origin.instance[:8]} began {begun} spans, {len(known)} were seen")
     for role in system.traced:
         boots_begun = sum(event.process == role and event.event == "started" for event in events)
-        boots_told = sum(service == role for service, _ in started)
+        boots_told = sum(origin.service == role for origin in started)
         if boots_told < boots_begun:
             gaps.append(f"{role} was started {boots_begun} time(s), {boots_told} left a span count")
     gaps.extend(f"spans of {service} are not numbered, so their loss cannot be measured" for service in sorted(unnumbered))

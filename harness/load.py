@@ -11,7 +11,6 @@ by `STORMPROOF_OPERATIONS`; `load.json` beside it, written at the end, has at le
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import sys
@@ -143,7 +142,7 @@ def _begun(stage: Stage, locust: SupervisedProcess) -> int:
         stage.say(f"Locust died by {locust.how_it_ended} before it said how many operations it had begun")
         return CANNOT_SAY
     raise EnvironmentFailedError(
-        f"Locust ended with {locust.how_it_ended} {'and without a' if summary is None else 'although it wrote its'} summary; "
+        f"Locust ended with {locust.how_it_ended} {'and without a' if summary is None else 'but with a'} summary; "
         f"its log ({log_path}) ends:\n{log_tail(log_path)}"
     )
 
@@ -161,6 +160,7 @@ def _sentence(summary: dict[str, object]) -> str:
     percentiles = latency if isinstance(latency, dict) else {}
     return (
         f"Locust began {summary['begun']} operations, {summary.get('rate_reached_per_s')}/s of "
-        f"{summary.get('rate_asked_per_s')}/s asked; {summary.get('missed_slots')} slots missed; from the intended start "
-        f"p50 {percentiles.get('p50')}, p99 {percentiles.get('p99')}, max {percentiles.get('max')} ms"
+        f"{summary.get('rate_asked_per_s')}/s asked; {summary.get('missed_slots')} slots missed; "
+        f"p50 {percentiles.get('p50')}, p99 {percentiles.get('p99')}, max {percentiles.get('max')} ms "
+        "from the intended start"
     )

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 import httptools
-from gevent import socket
+from gevent import socket  # type: ignore[import-untyped]  # as of 26.9 it has no types
 
 READ_BYTES = 64 * 1024
 ANSWER_BYTES_MAX = 1024 * 1024

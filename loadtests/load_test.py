@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
-import gevent
+import gevent  # type: ignore[import-untyped]  # as of 26.9 it has no types
 from locust import User, task
 
 from harness.records import Operation, Outcome
@@ -185,7 +185,7 @@ class LoadTest:
                 ),
                 gave_up_ns,
             )
-            self._environment.events.request.fire(
+            self._environment.events.request.fire(  # type: ignore[no-untyped-call]  # Locust's events have no types
                 request_type="POST",
                 name=PATH,
                 response_time=((ended_ns or gave_up_ns) - intended_ns) / _NS_PER_MS,

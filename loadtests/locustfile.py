@@ -22,9 +22,9 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import gevent
+import gevent  # type: ignore[import-untyped]  # as of 26.9 it has no types
 from locust import events
 from locust.runners import LocalRunner
 
@@ -52,7 +52,7 @@ WRONG_USE = 64
 logger = logging.getLogger("stormproof")
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # Locust's events have no types
 def add_options(parser: LocustArgumentParser) -> None:
     """Add our options; each may also come from the environment."""
     parser.add_argument(
@@ -63,8 +63,8 @@ def add_options(parser: LocustArgumentParser) -> None:
         type=int,
         default=secrets.randbits(SEED_BITS),
         env_var="STORMPROOF_SEED",
-        help="The same seed asks for the same orders. Default: a fresh one, because orders repeated in a running system "
-        "are answered from its memory.",
+        help="The same seed asks for the same orders. Default: a fresh one, for a running system answers repeated "
+        "orders from memory.",
     )
     parser.add_argument(
         "--duration",
@@ -83,10 +83,10 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]  # as above
 def prepare(environment: Environment, **_: object) -> None:
     """Find or start the system and open the history; the users come later."""
-    options = environment.parsed_options
+    options = _options(environment)
     if not isinstance(environment.runner, LocalRunner):
         _end(
             WRONG_USE,
@@ -142,15 +142,18 @@ class Session:
     def listen(self) -> None:
         """Let Locust call us."""
         hooks = self._environment.events
-        hooks.test_start.add_listener(self.begin)
-        hooks.test_stopping.add_listener(self.drain)
-        hooks.test_stop.add_listener(self.finish)
-        hooks.quitting.add_listener(self.judge)
-        hooks.quit.add_listener(self.say)
+        for hook, listener in (
+            (hooks.test_start, self.begin),
+            (hooks.test_stopping, self.drain),
+            (hooks.test_stop, self.finish),
+            (hooks.quitting, self.judge),
+            (hooks.quit, self.say),
+        ):
+            hook.add_listener(listener)  # type: ignore[no-untyped-call]  # as above
 
     def begin(self, **_: object) -> None:
         """A test starts; users will follow. Options are read now, because the web page may have changed them."""
-        options = self._environment.parsed_options
+        options = _options(self._environment)
         is_timed = options.headless or options.autostart
         self._test.begin(
             Wishes(
@@ -187,7 +190,7 @@ class Session:
         try:
             self._test.close()
         except OSError as error:
-            logger.error("the history is not whole: %s", error)
+            logger.error("the history is not whole: %s", error)  # noqa: TRY400 - a full disk needs no traceback
             is_broken = True
         if runner is not None and runner.exceptions:
             logger.error(
@@ -212,6 +215,13 @@ class Session:
         sys.stdout.flush()
 
 
+def _options(environment: Environment) -> Any:  # noqa: ANN401 - argparse's own type; _positive and type=int stand guard
+    options = environment.parsed_options
+    if options is None:
+        raise RuntimeError("this locustfile needs Locust's command line; it does not work in Locust used as a library")
+    return options
+
+
 def _own_system() -> OwnSystem:
     logger.info("no --host given: starting the system (`python -m harness up`)")
     try:
@@ -226,7 +236,7 @@ def _settle_down() -> None:
     inspect.stack()
     gc.collect()
     gc.freeze()
-    # Locust sets its run-time timer next, and gevent counts from a cached time: 0.7 s ago by now, as long as imports take.
+    # Locust sets its run-time timer next, and gevent counts from a cached time: 0.7 s ago, as long as imports took.
     gevent.get_hub().loop.update_now()
 
 

@@ -97,7 +97,7 @@ class OpenLoop:
         self._held.add(number)
         if now_ns > due_ns:
             # Had any user been free, it would have held this slot already. Either they were all busy, this one too; or
-            # nobody ran: this user began its last slot after this one was due, so a stall of our own is being made up for.
+            # nobody ran: this user began its last slot after this one was due, making up for a stall of our own.
             if 0 < last_begun_ns <= due_ns:
                 self.overdue_busy += 1
             else:

@@ -135,8 +135,9 @@ class OwnSystem:
         while not (line := self._first_line()):
             if not self.is_running:
                 raise OwnSystemError(
-                    f"the system did not start: `{' '.join(self._harness)} up` ended with code {self._child.returncode} "
-                    "(what it said stands above); run `stormproof doctor`, or give --host to load a running one"
+                    f"the system did not start: `{' '.join(self._harness)} up` ended with code "
+                    f"{self._child.returncode} (what it said stands above); run `stormproof doctor`, "
+                    "or give --host to load a running one"
                 )
             if time.monotonic() > deadline_s:
                 raise OwnSystemError(f"the system was not ready within {within_s:g} s; run `stormproof doctor`")
@@ -150,7 +151,7 @@ class OwnSystem:
             ) from error
 
     def _first_line(self) -> bytes:
-        # Position 0 again and again: the child has the same open file, so the position is shared; pread leaves it alone.
+        # The child has the same open file, so the position is shared; pread leaves it alone.
         line, newline, _ = os.pread(self._said.fileno(), FIRST_LINE_BYTES_MAX, 0).partition(b"\n")
         return line if newline else b""
 

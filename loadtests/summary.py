@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 FILE_NAME = "load.json"
 FORMAT = 1
 LATE_MS = 20.0
-"""Beginning this much late, at the 99th percentile, although users were free: the load generator itself was the limit."""
+LATE_SHARE = 0.01
+"""Locust itself was the limit when the 99th percentile began this late, or this share of slots was overdue."""
 
 _NS_PER_MS = 1_000_000
 
@@ -170,21 +171,19 @@ def percentiles(parts: Iterable[Sequence[int]]) -> Percentiles:
 
 def _note(recording: Recording, asked: Asked, late: Percentiles) -> str:
     notes = []
-    overdue = asked.overdue_busy + asked.overdue_stalled
-    if (
-        overdue + asked.missed_slots
-        and asked.overdue_busy >= asked.overdue_stalled
-        and asked.users_busy_max >= asked.users
-    ):
+    missed = f"{asked.missed_slots} of them were never begun"
+    overdue = asked.overdue_busy + asked.overdue_stalled + asked.missed_slots
+    are_users_the_limit = asked.users_busy_max >= asked.users and asked.overdue_busy >= asked.overdue_stalled
+    if overdue and are_users_the_limit:
+        waited = asked.overdue_busy + asked.missed_slots
         notes.append(
-            f"users were the limit: {asked.overdue_busy + asked.missed_slots} of {asked.slots} slots came due while all "
-            f"{asked.users} users were busy ({asked.missed_slots} of them were never begun)"
+            f"users were the limit: {waited} of {asked.slots} slots came due while all {asked.users} users were busy "
+            f"({missed})"
         )
-    elif overdue + asked.missed_slots or late.p99 > LATE_MS:
+    elif asked.missed_slots or overdue > LATE_SHARE * asked.slots or late.p99 > LATE_MS:
         notes.append(
-            f"Locust itself was late: {overdue + asked.missed_slots} of {asked.slots} slots came due while it did not get "
-            f"to them ({asked.missed_slots} of them were never begun), 1 in 100 began {late.p99:g} ms late or later; "
-            "the latencies include this"
+            f"Locust itself was late: it did not get to {overdue} of {asked.slots} slots in time ({missed}), "
+            f"1 in 100 began {late.p99:g} ms late or later; the latencies include this"
         )
     if recording.unanswered:
         notes.append(f"{recording.unanswered} orders got no answer; their latencies are lower bounds")

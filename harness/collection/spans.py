@@ -55,7 +55,7 @@ def parse(body: bytes) -> ExportTraceServiceRequest:
 
 
 def invalid_spans(request: ExportTraceServiceRequest) -> int:
-    """Count the spans whose ids cannot be ids; `rows_of` leaves them out."""
+    """Count the spans whose ids cannot be ids; `spans_of` leaves them out."""
     return sum(
         not _is_valid(span)
         for resource_spans in request.resource_spans
@@ -64,14 +64,14 @@ def invalid_spans(request: ExportTraceServiceRequest) -> int:
     )
 
 
-def rows_of(request: ExportTraceServiceRequest, key_attributes: tuple[str, ...]) -> Iterator[Span | SpanLink | SpanEvent]:
-    """Yield the rows of one request, each span followed by its links and events."""
+def spans_of(request: ExportTraceServiceRequest) -> Iterator[tuple[Origin, trace_pb2.Span]]:
+    """Yield the valid spans of one request, each with the process it came from."""
     for resource_spans in request.resource_spans:
         origin = origin_of(resource_spans.resource)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 if _is_valid(span):
-                    yield from span_rows(span, origin, key_attributes)
+                    yield origin, span
 
 
 def origin_of(resource: Resource) -> Origin:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from harness.collection.spans import Origin, kind_name, origin_of, span_rows
-from harness.records import Span, SpanEvent, SpanId, SpanLink, TraceId
+from harness.collection.spans import Origin, kind_name, origin_of
+from harness.records import Span, SpanId, TraceId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,15 +42,16 @@ class Boot:
     """One boot of one process, as its spool tells it.
 
     started: how many spans it began, None when the `.open` file is missing or torn.
+    ended: as they were spooled. open: as rows, for a slot is all there is of them.
     """
 
     origin: Origin
     started: int | None
-    ended: tuple[Span | SpanLink | SpanEvent, ...]
+    ended: tuple[trace_pb2.Span, ...]
     open: tuple[Span, ...]
 
 
-def read_boots(directory: Path, key_attributes: tuple[str, ...]) -> Iterator[Boot]:
+def read_boots(directory: Path) -> Iterator[Boot]:
     """Yield every boot that left a spool in the directory, in the order of file names."""
     for path in sorted(directory.glob("*.spans")):
         frames = _frames(path.read_bytes())
@@ -58,7 +59,7 @@ def read_boots(directory: Path, key_attributes: tuple[str, ...]) -> Iterator[Boo
         if first is None:
             continue
         origin = origin_of(Resource.FromString(first))
-        ended = tuple(row for frame in frames for row in span_rows(trace_pb2.Span.FromString(frame), origin, key_attributes))
+        ended = tuple(trace_pb2.Span.FromString(frame) for frame in frames)
         started, still_open = read_open(path.with_suffix(".open"), origin)
         yield Boot(origin=origin, started=started, ended=ended, open=still_open)
 

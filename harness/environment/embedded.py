@@ -112,7 +112,7 @@ class EmbeddedEnvironment:
         self._progress = progress
         self._start_wrapper = start_wrapper
         self._specs = {spec.name: spec for spec in topology.processes}
-        self._variables = base_variables(_made(wiring.scratch_directory / "tmp"))
+        self._variables = base_variables(_made(wiring.scratch_directory / ".tmp"))
         self._broker = NatsServer(
             supervisor=self.supervisor,
             binary=find_nats_server(),

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 LOOK_INTERVAL_S = 0.005
 
@@ -48,7 +49,7 @@ class ExitWatch:
 
     async def wait_for_exit_or(self, other: asyncio.Task[str | None]) -> None:
         """Return when the child has ended or the other task is done, whichever is first."""
-        waits: set[asyncio.Future[object]] = {self._ended, other}  # type: ignore[arg-type] - a set is invariant
+        waits: set[asyncio.Future[Any]] = {self._ended, other}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
 
     def look(self) -> None:

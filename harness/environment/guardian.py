@@ -1,8 +1,8 @@
 """The guardian: a tiny process that outlives the harness by a moment and ends everything the run left behind.
 
 Promises: once the harness is gone, however it went (SIGKILL included), every process that carries the run's label is
-killed and the run's scratch directory is removed; then the guardian ends. It touches nothing else: processes by exact
-label, one directory by marker.
+killed, the run's scratch directory is removed and so are its port locks; then the guardian ends. It touches nothing
+else: processes by exact label, one directory by marker, lock files that nobody holds.
 
 Does not: find a process that threw its environment away, and does not outlive SIGKILL of itself (the next run's
 `ownership.reap_stale` covers that).
@@ -16,6 +16,7 @@ stands between fork and exec, where it would not carry the label yet.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
@@ -165,14 +166,36 @@ def remove_scratch(directory: Path) -> None:
         time.sleep(SCAN_INTERVAL_S)
 
 
+def remove_unheld_locks(directory: Path) -> None:
+    """Unlink every port lock that nobody holds, and the directory when that leaves it empty.
+
+    The lock is held while its name goes, so nobody can take it in between (`ports` looks at the name once more).
+    """
+    for path in _children(directory):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
 def main(arguments: list[str]) -> int:
-    """Wait for the harness to end or to say so, then sweep and remove. Arguments: label, scratch, harness pid."""
-    label, scratch, harness_pid = arguments[0], Path(arguments[1]), int(arguments[2])
+    """Wait for the harness to end or to say so, then sweep and remove.
+
+    Arguments: owner label, scratch directory, directory of port locks, pid of the harness.
+    """
+    label, scratch, locks, harness_pid = arguments[0], Path(arguments[1]), Path(arguments[2]), int(arguments[3])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its work is done, not when a terminal closes
     _wait_for_end(harness_pid)
     is_swept = sweep(label)
     remove_scratch(scratch)
+    remove_unheld_locks(locks)
     return 0 if is_swept and not scratch.exists() else 1
 
 

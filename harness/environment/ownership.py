@@ -3,7 +3,8 @@
 Promises: the guardian stands before anything else is made; `release` returns when nothing of the run is left, or says
 what is. `reap_stale` removes what runs of this user left whose harness and guardian are both gone, and only that.
 
-Does not: own the run directory (evidence stays), ports (`ports`) or containers.
+Does not: own the run directory (evidence stays) or containers. Ports are leased by `ports`; what a killed harness
+leaves of their lock files goes with the guardian.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from harness.environment import guardian
 from harness.environment.exit_watch import ExitWatch
+from harness.environment.ports import lock_directory
 from harness.errors import EnvironmentFailedError, UsageError
 
 GUARDIAN_EXIT_WITHIN_S = 2.0
@@ -98,7 +100,7 @@ class Ownership:
         # leaves it to a guardian that already knows the name.
         name = f"{SCRATCH_PREFIX}{run_id[:RUN_ID_IN_NAME_MAX]}-{token}"
         scratch = (temporary or Path(tempfile.gettempdir())) / name
-        child, pipe = _start_guardian(owner, scratch)
+        child, pipe = _start_guardian(owner, scratch, lock_directory(temporary))
         ownership = cls(owner, scratch, child, pipe)
         try:
             scratch.mkdir(mode=0o700)
@@ -186,13 +188,13 @@ def reap_stale(*, temporary: Path | None = None) -> Reaped:
     return Reaped(processes=processes, directories=directories)
 
 
-def _start_guardian(owner: Owner, scratch: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _start_guardian(owner: Owner, scratch: Path, locks: Path) -> tuple[subprocess.Popen[bytes], int]:
     read_end, write_end = os.pipe()
     environment = {name: value for name, value in os.environ.items() if name != guardian.OWNER_VARIABLE}
     environment[guardian.GUARDIAN_VARIABLE] = owner.label
     try:
         child = subprocess.Popen(  # noqa: S603 - our own file, no shell
-            [sys.executable, "-I", guardian.__file__, owner.label, str(scratch), str(owner.pid)],
+            [sys.executable, "-I", guardian.__file__, owner.label, str(scratch), str(locks), str(owner.pid)],
             stdin=read_end,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from harness.environment import guardian
 from harness.errors import EnvironmentFailedError, UsageError
 
 LOOPBACK = "127.0.0.1"
@@ -29,6 +30,7 @@ LAST_PORT = 31_999
 PORT_MAX = 65_535
 ATTEMPTS_PER_PORT = 8
 ATTEMPTS_SPARE = 100
+OPEN_ATTEMPTS = 100
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -40,7 +42,7 @@ class PortLease:
 
     def __init__(self, *, directory: Path | None = None) -> None:
         """Hold nothing yet."""
-        self._directory = directory or Path(tempfile.gettempdir()) / f"stormproof-ports-{os.geteuid()}"
+        self._directory = directory or lock_directory()
         self._held: dict[int, int] = {}
 
     def __enter__(self) -> Self:
@@ -95,6 +97,7 @@ class PortLease:
         """Give every port back; may be called twice."""
         for port in tuple(self._held):
             self._unlock(port)
+        guardian.remove_unheld_locks(self._directory)
 
     def _make_directory(self) -> None:
         try:
@@ -112,10 +115,7 @@ class PortLease:
 
     def _lock(self, port: int) -> bool:
         path = self._directory / str(port)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise EnvironmentFailedError(f"cannot open the port lock {path}: {error.strerror}") from error
+        descriptor = self._open(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A holder unlinks its file before it lets go; a lock on a file that has no name any more guards nothing.
@@ -131,11 +131,26 @@ class PortLease:
             return False
         return True
 
+    def _open(self, path: Path) -> int:
+        for _ in range(OPEN_ATTEMPTS):
+            try:
+                return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            except FileNotFoundError:
+                self._make_directory()  # the last of another run's ports was released, and the directory with it
+            except OSError as error:
+                raise EnvironmentFailedError(f"cannot open the port lock {path}: {error.strerror}") from error
+        raise EnvironmentFailedError(f"the port lock directory {self._directory} vanishes as soon as it is made")
+
     def _unlock(self, port: int) -> None:
         descriptor = self._held.pop(port)
         with contextlib.suppress(OSError):
             (self._directory / str(port)).unlink()
         os.close(descriptor)
+
+
+def lock_directory(temporary: Path | None = None) -> Path:
+    """Where the lock files of all runs of this user lie: a private directory under the temporary directory."""
+    return (temporary or Path(tempfile.gettempdir())) / f"stormproof-ports-{os.geteuid()}"
 
 
 def why_taken(host: str, port: int) -> str | None:

@@ -116,7 +116,7 @@ async def why_not_toxiproxy(binary: Path) -> str | None:
 async def _build_lock(directory: Path, progress: Callable[[str], None]) -> AsyncIterator[None]:
     # flock: the kernel lets go when a builder is killed, so nobody waits for the dead.
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, on a local disk
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise _cannot_write(directory, error) from error

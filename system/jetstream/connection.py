@@ -165,7 +165,7 @@ class Connection:
             return
         try:
             async with asyncio.timeout(within_s):
-                await subscription.drain()
+                await subscription.drain()  # type: ignore[no-untyped-call]
         except (errors.Error, TimeoutError) as error:
             log.info("the subscription to %s ended without a drain: %s %s", subject, type(error).__name__, error)
 
@@ -318,7 +318,7 @@ class _PromptTransport(TcpTransport):
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         self.close()
-        await super().connect(uri, buffer_size, connect_timeout)  # type: ignore[no-untyped-call]
+        await super().connect(uri, buffer_size, connect_timeout)
 
     def close(self) -> None:
         writer = self._io_writer

@@ -79,8 +79,8 @@ def owned_by(harness_pid: int) -> list[int]:
 
 
 def scratch_directories(temporary: Path) -> list[str]:
-    """Scratch directories (not the shared lock directory of ports) under a temporary directory."""
-    return [path.name for path in temporary.glob("stormproof-*") if not path.name.startswith("stormproof-ports")]
+    """What runs have left under a temporary directory: scratch directories and port locks."""
+    return [path.name for path in temporary.glob("stormproof-*")]
 
 
 async def wait_until(condition: Callable[[], bool], *, what: str) -> None:

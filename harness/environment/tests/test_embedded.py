@@ -190,7 +190,7 @@ async def test_a_process_that_dies_at_start_fails_the_environment_with_its_words
     topology = small_topology(small_process("orders"), small_process("payments", {"DIES": "1"}))
 
     with pytest.raises(
-        EnvironmentFailedError, match="payments ended with exit code 1(.|\n)*cannot find my configuration"
+        EnvironmentFailedError, match=r"payments ended with exit code 1(.|\n)*cannot find my configuration"
     ):
         async with start(topology):
             pytest.fail("it must not come to this")

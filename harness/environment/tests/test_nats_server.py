@@ -65,6 +65,8 @@ async def test_the_broker_advertises_no_other_address(broker: NatsServer) -> Non
 async def test_a_broker_that_cannot_listen_fails_with_its_own_words(broker: NatsServer) -> None:
     """A stranger took the port between the lease and the start."""
     host, _, port = broker.address.rpartition(":")
-    with socket.create_server((host, int(port))):
-        with pytest.raises(EnvironmentFailedError, match="address already in use"):
-            await broker.start()
+    with (
+        socket.create_server((host, int(port))),
+        pytest.raises(EnvironmentFailedError, match="address already in use"),
+    ):
+        await broker.start()

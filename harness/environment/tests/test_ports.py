@@ -70,11 +70,15 @@ def test_the_death_of_a_holder_releases_its_ports(lease: PortLease, temporary: P
 
 
 def test_release_leaves_no_lock_file(lease: PortLease, temporary: Path) -> None:
-    """Nothing is left in the temporary directory but the empty directory itself."""
+    """Nothing is left in the temporary directory; what others hold stays."""
+    other = PortLease(directory=temporary / "stormproof-ports-test")
+    (theirs,) = other.take(1)
     lease.take(5)
     lease.release()
 
-    assert not list((temporary / "stormproof-ports-test").iterdir())
+    assert [path.name for path in (temporary / "stormproof-ports-test").iterdir()] == [str(theirs)]
+    other.release()
+    assert not (temporary / "stormproof-ports-test").exists()
 
 
 def test_a_port_that_is_taken_is_refused_with_its_number_and_a_remedy() -> None:

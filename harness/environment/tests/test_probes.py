@@ -73,7 +73,7 @@ async def test_every_way_to_frame_an_answer_is_read(answer: bytes, body: bytes) 
 async def test_what_is_not_http_is_one_clear_error(answer: bytes) -> None:
     """A wrong server on a port must not become a traceback."""
     async with serving(answer) as address:
-        with pytest.raises(HttpError, match="not an HTTP answer|the connection was closed"):
+        with pytest.raises(HttpError, match=r"not an HTTP answer|the connection was closed"):
             await exchange(address, "GET", "/", timeout_s=5)
 
 

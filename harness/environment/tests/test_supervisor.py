@@ -70,7 +70,7 @@ async def test_a_process_that_dies_at_start_is_reported_at_once_with_the_tail_of
     await supervisor.start(command(tmp_path, address, DIES="1"))
 
     async with asyncio.timeout(5):
-        with pytest.raises(EnvironmentFailedError, match="exit code 1(.|\n)*cannot find my configuration"):
+        with pytest.raises(EnvironmentFailedError, match=r"exit code 1(.|\n)*cannot find my configuration"):
             await supervisor.wait_ready("server", answers(address), within_s=60)
 
     (exit_,) = supervisor.unexpected_exits
@@ -205,8 +205,12 @@ async def test_what_a_process_started_dies_with_it(supervisor: Supervisor, tmp_p
             log_path=log_path,
         )
     )
-    await wait_until(lambda: log_path.read_text().splitlines()[-1].isdecimal(), what="the child's pid in the log")
-    grandchild = int(log_path.read_text().splitlines()[-1])
+
+    def last_line() -> str:
+        return log_path.read_text().splitlines()[-1]
+
+    await wait_until(lambda: last_line().isdecimal(), what="the child's pid in the log")
+    grandchild = int(last_line())
 
     await supervisor.stop("wrapper")
 

@@ -12,6 +12,7 @@ import pytest
 
 from harness.environment.tests.small_system import owned_by, wait_until
 from harness.environment.toxiproxy_binary import cached_binary, find_or_build_toxiproxy, find_toxiproxy
+from harness.environment.toxiproxy_build import PACKAGE, VERSION
 from harness.errors import EnvironmentFailedError
 
 FAKE_TOXIPROXY = '#!/bin/sh\necho "toxiproxy-server version 2.12.0"\n'
@@ -41,7 +42,8 @@ class World:
         """Put a Go on PATH that notes each build and does as told."""
         self.program(
             "go",
-            f'#!/bin/sh\nPATH={os.defpath}\nif [ "$1" = version ]; then echo "go version {version} linux/amd64"; exit; fi\n'
+            f"#!/bin/sh\nPATH={os.defpath}\n"
+            f'if [ "$1" = version ]; then echo "go version {version} linux/amd64"; exit; fi\n'
             f'echo "$CGO_ENABLED $GOTOOLCHAIN $*" >> "{self.path}/builds"\nmkdir -p "$GOBIN"\n{installs}',
         )
 
@@ -92,10 +94,7 @@ async def test_what_is_missing_is_built_once_and_then_found_in_the_cache(world: 
     found = await find_or_build_toxiproxy(world.said.append)
 
     assert built == found == cached_binary()
-    assert world.builds == [
-        "0 local install -ldflags=-X github.com/Shopify/toxiproxy/v2.Version=2.12.0 "
-        "github.com/Shopify/toxiproxy/v2/cmd/server@v2.12.0"
-    ]
+    assert world.builds == [f"0 local install -ldflags=-X {PACKAGE}.Version={VERSION} {PACKAGE}/cmd/server@v{VERSION}"]
     assert world.said[0].startswith("building Toxiproxy 2.12.0 with go1.26.8")
     assert nothing_unfinished(world)
 
@@ -198,7 +197,7 @@ async def test_a_cache_that_cannot_be_written_names_the_variable_to_set(
         directory.mkdir(mode=0o500)
     monkeypatch.setenv("STORMPROOF_CACHE", str(directory / "stormproof"))
 
-    with pytest.raises(EnvironmentFailedError, match="cannot write the cache directory .*; set STORMPROOF_CACHE to"):
+    with pytest.raises(EnvironmentFailedError, match=r"cannot write the cache directory .*; set STORMPROOF_CACHE to"):
         await find_or_build_toxiproxy(world.said.append)
 
 

@@ -1,0 +1,386 @@
+"""Publishing and consuming against a real broker: acks lost, brokers stopped, networks cut."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+
+from system.jetstream import (
+    Connection,
+    Consumer,
+    ConsumerSpec,
+    Delivery,
+    Handler,
+    Message,
+    Publisher,
+    PublishRefusedError,
+    PublishUnknownError,
+    StreamSpec,
+    TopologyError,
+    ensure_consumer,
+    ensure_stream,
+    stored_payload,
+)
+from system.metrics import Metrics
+from system.settings import NatsSettings
+from system.tests.parts import Broker, Proxy, wait_until
+
+STREAM = StreamSpec(name="TESTS", subject="tests.>", dedup_window_s=120)
+CONSUMER = ConsumerSpec(stream="TESTS", name="worker", subject="tests.work", ack_wait_s=1.0, ack_pending_max=100)
+
+
+class Notebook:
+    """A handler that writes down what it is given, and answers as it is told."""
+
+    def __init__(self, answer: Callable[[Delivery], object] | None = None) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self._answer = answer
+
+    async def handle(self, delivery: Delivery) -> None:
+        self.seen.append((delivery.payload.decode(), delivery.times_delivered))
+        if self._answer is None or self._answer(delivery):
+            await delivery.ack()
+
+    @property
+    def payloads(self) -> list[str]:
+        return [payload for payload, _ in self.seen]
+
+
+@asynccontextmanager
+async def consuming(
+    connection: Connection, handler: Handler, metrics: Metrics, spec: ConsumerSpec = CONSUMER, in_hand_max: int = 64
+) -> AsyncIterator[Consumer]:
+    """A consumer that runs within the block."""
+
+    async def ensure() -> None:
+        await ensure_stream(connection, STREAM)
+        await ensure_consumer(connection, spec)
+
+    await ensure()
+    consumer = Consumer(connection, spec, handler, restore=ensure, metrics=metrics, in_hand_max=in_hand_max)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(consumer.run())
+        yield consumer
+        consumer.stop()
+
+
+async def publisher_on(connection: Connection, metrics: Metrics, *, attempt_timeout_s: float = 0.3) -> Publisher:
+    """A publisher with a stream to publish to."""
+    await ensure_stream(connection, STREAM)
+    publisher = Publisher(connection, metrics=metrics, attempt_timeout_s=attempt_timeout_s)
+    await publisher.start()
+    return publisher
+
+
+async def publish(publisher: Publisher, *payloads: str, deadline_s: float = 5.0) -> None:
+    """Publish these, each under its own message id."""
+    await asyncio.gather(
+        *(
+            publisher.publish("tests.work", text.encode(), message_id=text, headers={}, deadline_s=deadline_s)
+            for text in payloads
+        )
+    )
+
+
+async def test_a_publish_returns_the_servers_ack(connection: Connection, metrics: Metrics) -> None:
+    """Stream, sequence and the duplicate flag come from the server, and the payload is stored under the sequence."""
+    publisher = await publisher_on(connection, metrics)
+
+    first = await publisher.publish("tests.a", b"one", message_id="1", headers={}, deadline_s=5)
+    second = await publisher.publish("tests.a", b"two", message_id="2", headers={}, deadline_s=5)
+    again = await publisher.publish("tests.a", b"other", message_id="1", headers={}, deadline_s=5)
+
+    assert (first.stream, first.sequence, first.duplicate) == ("TESTS", 1, False)
+    assert (second.sequence, second.duplicate) == (2, False)
+    assert (again.sequence, again.duplicate) == (1, True)
+    assert await stored_payload(connection, "TESTS", 1) == b"one"
+
+
+async def test_a_publish_whose_ack_is_lost_is_repeated_with_the_same_id(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """The first ack is dropped on the way: the second attempt finds the message stored once."""
+    dropped: list[Message] = []
+
+    class LossyPublisher(Publisher):
+        def _on_ack(self, message: Message) -> None:
+            if not dropped:
+                dropped.append(message)
+            else:
+                super()._on_ack(message)
+
+    await ensure_stream(connection, STREAM)
+    publisher = LossyPublisher(connection, metrics=metrics, attempt_timeout_s=0.1)
+    await publisher.start()
+
+    ack = await publisher.publish("tests.a", b"one", message_id="1", headers={}, deadline_s=5)
+
+    assert dropped
+    assert (ack.sequence, ack.duplicate) == (1, True)
+    assert metrics.counter("publish_retries", "").value == 1
+
+
+async def test_a_publish_without_a_server_is_unknown_at_its_deadline(
+    broker: Broker, connection: Connection, metrics: Metrics
+) -> None:
+    """Nothing hangs and nothing leaks: the deadline is kept, and no ack is waited for afterwards."""
+    publisher = await publisher_on(connection, metrics)
+    broker.stop()
+    began_s = time.monotonic()
+
+    with pytest.raises(PublishUnknownError):
+        await publisher.publish("tests.a", b"one", message_id="1", headers={}, deadline_s=0.5)
+
+    assert 0.4 < time.monotonic() - began_s < 1.5
+    assert metrics.gauge("publishes_outstanding", "").value == 0
+
+
+async def test_a_publish_waits_for_a_server_that_restarts(
+    broker: Broker, connection: Connection, metrics: Metrics
+) -> None:
+    """Publishes begun while the broker is away are stored, once each, when it is back."""
+    publisher = await publisher_on(connection, metrics)
+    broker.stop()
+    await wait_until(lambda: not connection.is_connected)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(publish(publisher, *(f"m{n}" for n in range(50)), deadline_s=10))
+        await broker.start()
+
+    last = await publisher.publish("tests.a", b"", message_id="last", headers={}, deadline_s=5)
+    assert last.sequence == 51
+
+
+async def test_a_publish_to_a_subject_without_a_stream_is_unknown_not_done(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """No responders is no ack."""
+    publisher = await publisher_on(connection, metrics)
+
+    with pytest.raises(PublishUnknownError):
+        await publisher.publish("nowhere.at.all", b"", message_id="1", headers={}, deadline_s=0.3)
+
+
+async def test_a_message_the_server_refuses_raises(connection: Connection, metrics: Metrics) -> None:
+    """An error in the PubAck is definite: it is raised at once, not repeated."""
+    publisher = await publisher_on(connection, metrics)
+    headers = {"Nats-Expected-Last-Sequence": "77"}
+
+    with pytest.raises(PublishRefusedError):
+        await publisher.publish("tests.a", b"", message_id="1", headers=headers, deadline_s=5)
+
+
+async def test_an_unanswered_delivery_comes_again(connection: Connection, metrics: Metrics) -> None:
+    """What is not acked within AckWait is delivered again, and counted as a redelivery."""
+    publisher = await publisher_on(connection, metrics)
+    notebook = Notebook(lambda delivery: delivery.times_delivered > 1)
+
+    async with consuming(connection, notebook, metrics):
+        await publish(publisher, "a")
+        await wait_until(lambda: ("a", 2) in notebook.seen)
+
+    assert notebook.seen == [("a", 1), ("a", 2)]
+    assert metrics.counter("redeliveries", "", label="consumer", value="worker").value == 1
+
+
+async def test_a_nak_brings_the_message_back_after_its_delay(connection: Connection, metrics: Metrics) -> None:
+    """The delay is kept, well before AckWait."""
+    publisher = await publisher_on(connection, metrics)
+    times_s: list[float] = []
+
+    class Reluctant:
+        async def handle(self, delivery: Delivery) -> None:
+            times_s.append(time.monotonic())
+            await (delivery.nak(0.2) if delivery.times_delivered == 1 else delivery.ack())
+
+    async with consuming(connection, Reluctant(), metrics):
+        await publish(publisher, "a")
+        await wait_until(lambda: len(times_s) == 2)
+
+    assert 0.2 <= times_s[1] - times_s[0] < 0.9
+
+
+async def test_a_terminated_message_never_comes_again(connection: Connection, metrics: Metrics) -> None:
+    """Term ends it: after it, and after what followed was handled, nothing is pending."""
+    publisher = await publisher_on(connection, metrics)
+    seen: list[str] = []
+
+    class Terminator:
+        async def handle(self, delivery: Delivery) -> None:
+            seen.append(delivery.payload.decode())
+            await (delivery.term("no\r\ngood") if delivery.payload == b"bad" else delivery.nak(0.3))
+
+    async with consuming(connection, Terminator(), metrics):
+        await publish(publisher, "bad", "good")
+        await wait_until(lambda: seen.count("good") >= 5)
+
+    assert seen.count("bad") == 1
+
+
+async def test_a_handling_longer_than_ack_wait_is_not_delivered_again(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """In-progress signals keep the delivery ours for as long as the handling takes."""
+    publisher = await publisher_on(connection, metrics)
+    finish = asyncio.Event()
+    seen: list[int] = []
+
+    class Slow:
+        async def handle(self, delivery: Delivery) -> None:
+            seen.append(delivery.times_delivered)
+            await finish.wait()
+            await delivery.ack()
+
+    spec = ConsumerSpec(stream="TESTS", name="slow", subject="tests.work", ack_wait_s=0.4, ack_pending_max=10)
+    async with consuming(connection, Slow(), metrics, spec):
+        await publish(publisher, "a")
+        began_s = time.monotonic()
+        await wait_until(lambda: time.monotonic() - began_s > 4 * spec.ack_wait_s)
+        finish.set()
+
+    assert seen == [1]
+
+
+async def test_no_more_than_the_bound_is_in_hand(connection: Connection, metrics: Metrics) -> None:
+    """A hundred messages and four hands: never more than four at once, and all of them in the end."""
+    publisher = await publisher_on(connection, metrics)
+    in_hand = metrics.gauge("in_hand", "", label="consumer", value="worker")
+    seen: set[str] = set()
+    most = 0
+
+    class Careful:
+        async def handle(self, delivery: Delivery) -> None:
+            nonlocal most
+            most = max(most, in_hand.value)
+            await asyncio.sleep(0)
+            seen.add(delivery.payload.decode())
+            await delivery.ack()
+
+    await publish(publisher, *(f"m{n}" for n in range(100)))
+    async with consuming(connection, Careful(), metrics, in_hand_max=4):
+        await wait_until(lambda: len(seen) == 100)
+
+    assert 1 <= most <= 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_consumer_goes_on_after_the_broker_restarted(
+    broker: Broker, connection: Connection, metrics: Metrics, number: signal.Signals
+) -> None:
+    """nats.py #504: the pull request that was open is gone with the old server, and is made anew."""
+    publisher = await publisher_on(connection, metrics)
+    notebook = Notebook()
+
+    async with consuming(connection, notebook, metrics):
+        await publish(publisher, "before")
+        await wait_until(lambda: "before" in notebook.payloads)
+        broker.stop(number)
+        await broker.start()
+        await publish(publisher, "after", deadline_s=10)
+        await wait_until(lambda: "after" in notebook.payloads)
+
+    assert metrics.counter("nats_reconnects", "").value >= 1
+
+
+async def test_a_consumer_deleted_under_us_is_made_again(connection: Connection, metrics: Metrics) -> None:
+    """It starts at the beginning of the stream again: messages come twice rather than never."""
+    publisher = await publisher_on(connection, metrics)
+    notebook = Notebook()
+
+    async with consuming(connection, notebook, metrics):
+        await publish(publisher, "a")
+        await wait_until(lambda: "a" in notebook.payloads)
+        await connection.request("$JS.API.CONSUMER.DELETE.TESTS.worker", within_s=2)
+        await publish(publisher, "b")
+        await wait_until(lambda: "b" in notebook.payloads)
+
+    assert set(notebook.payloads) == {"a", "b"}
+
+
+async def test_after_a_silent_partition_everything_is_delivered_soon(broker: Broker, metrics: Metrics) -> None:
+    """Bytes go nowhere for 3 s and no connection breaks: after the heal all messages are handled within 2 s."""
+    own, notebook = Metrics(), Notebook()
+    async with (
+        Proxy(broker.port) as proxy,
+        Connection(
+            NatsSettings(url=f"nats://127.0.0.1:{proxy.port}", reconnect_wait_s=0.2), name="cut", metrics=own
+        ) as behind,
+        Connection(NatsSettings(url=broker.url, reconnect_wait_s=0.2), name="direct", metrics=metrics) as direct,
+    ):
+        await direct.open()
+        await behind.open()
+        publisher = await publisher_on(direct, metrics)
+        spec = ConsumerSpec(stream="TESTS", name="worker", subject="tests.work", ack_wait_s=2.0, ack_pending_max=100)
+        async with consuming(behind, notebook, own, spec):
+            await publish(publisher, "before")
+            await wait_until(lambda: "before" in notebook.payloads)
+            proxy.cut()
+            cut_s = time.monotonic()
+            await publish(publisher, *(f"m{n}" for n in range(20)))
+            await wait_until(lambda: time.monotonic() - cut_s > 3.0)
+            proxy.heal()
+            await wait_until(lambda: len(set(notebook.payloads)) == 21, within_s=2.0, what="all 21 handled")
+
+
+async def test_streams_and_consumers_that_differ_are_a_clear_error(connection: Connection) -> None:
+    """The same request again is fine; another configuration says in which setting it differs."""
+    await ensure_stream(connection, STREAM)
+    await ensure_stream(connection, STREAM)
+    await ensure_consumer(connection, CONSUMER)
+    await ensure_consumer(connection, CONSUMER)
+
+    with pytest.raises(TopologyError, match="duplicate_window is 120000000000, wanted 60000000000"):
+        await ensure_stream(connection, StreamSpec(name="TESTS", subject="tests.>", dedup_window_s=60))
+    with pytest.raises(TopologyError, match="ack_wait is 1000000000, wanted 9000000000"):
+        await ensure_consumer(
+            connection,
+            ConsumerSpec(stream="TESTS", name="worker", subject="tests.work", ack_wait_s=9, ack_pending_max=100),
+        )
+
+
+async def test_stopping_finishes_what_is_in_hand_and_gives_the_rest_back(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """What a stopped consumer had not begun is with the next one long before AckWait would be over."""
+    publisher = await publisher_on(connection, metrics)
+    spec = ConsumerSpec(stream="TESTS", name="worker", subject="tests.work", ack_wait_s=30, ack_pending_max=100)
+    finish, first, second = asyncio.Event(), Notebook(), Notebook()
+
+    class Blocked:
+        async def handle(self, delivery: Delivery) -> None:
+            await finish.wait()
+            await first.handle(delivery)
+
+    await publish(publisher, *(f"m{n}" for n in range(20)))
+    async with consuming(connection, Blocked(), metrics, spec, in_hand_max=8) as consumer:
+        await wait_until(lambda: metrics.gauge("in_hand", "", label="consumer", value="worker").value == 8)
+        consumer.stop()
+        finish.set()
+    async with consuming(connection, second, metrics, spec):
+        await wait_until(lambda: len(first.payloads) + len(second.payloads) == 20)
+
+    assert len(first.payloads) == 8
+
+
+async def test_headers_arrive_as_they_were_sent(connection: Connection, metrics: Metrics) -> None:
+    """The caller's headers and the message id travel, and the caller's mapping is left alone."""
+    publisher = await publisher_on(connection, metrics)
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    seen: list[Mapping[str, str]] = []
+
+    class Reader:
+        async def handle(self, delivery: Delivery) -> None:
+            seen.append(delivery.headers)
+            await delivery.ack()
+
+    async with consuming(connection, Reader(), metrics):
+        await publisher.publish("tests.work", b"", message_id="id-1", headers=headers, deadline_s=5)
+        await wait_until(lambda: bool(seen))
+
+    assert dict(seen[0]) == {**headers, "Nats-Msg-Id": "id-1"}
+    assert list(headers) == ["traceparent"]

@@ -1,0 +1,50 @@
+"""Configuration: defaults, and the sentence for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from system.settings import ConfigurationError, orders_settings, payments_settings, provider_settings
+
+Read = Callable[[Mapping[str, str]], object]
+
+
+def test_without_variables_there_are_defaults() -> None:
+    """The three processes find each other and the broker on one machine."""
+    orders, payments, provider = orders_settings({}), payments_settings({}), provider_settings({})
+
+    assert str(orders.listen) == "127.0.0.1:8080"
+    assert orders.nats.url == "nats://127.0.0.1:4222"
+    assert payments.provider == provider.listen
+    assert payments.ack_wait_s == 30.0
+    assert orders.telemetry.endpoint is None
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "value"),
+    [
+        (orders_settings, "ORDERS_LISTEN", "8080"),
+        (orders_settings, "ORDERS_LISTEN", "localhost:0"),
+        (orders_settings, "ORDERS_LISTEN", "localhost:99999"),
+        (orders_settings, "NATS_URL", "127.0.0.1:4222"),
+        (orders_settings, "NATS_URL", "http://127.0.0.1:4222"),
+        (orders_settings, "NATS_URL", "nats://host:port"),
+        (orders_settings, "NATS_RECONNECT_WAIT_S", "0"),
+        (orders_settings, "OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318"),
+        (orders_settings, "OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector"),
+        (orders_settings, "OTEL_SERVICE_NAME", "../up"),
+        (payments_settings, "PROVIDER_URL", "127.0.0.1:8082"),
+        (payments_settings, "PROVIDER_URL", "http://host:port"),
+        (payments_settings, "PAYMENTS_ACK_WAIT_S", "soon"),
+        (payments_settings, "PAYMENTS_ACK_WAIT_S", "nan"),
+        (provider_settings, "PROVIDER_LATENCY_MS", "-1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_value(read: Read, name: str, value: str) -> None:
+    """One sentence: which variable, which value, what it should be."""
+    with pytest.raises(ConfigurationError) as raised:
+        read({name: value})
+
+    assert str(raised.value).startswith(f"{name}={value!r} ")
