@@ -108,7 +108,9 @@ async def test_the_idempotency_key_is_the_orders_id() -> None:
         (b'{"customer_id":"c","total_amount":1,"currency":null}', 422),
         (b"[]", 422),
         (b"null", 422),
-        (b"[" * 60_000, 400),
+        (b"[" * 60_000, 422),
+        (b'{"customer_id":"c","total_amount":1,"x":' + b"[" * 60_000, 400),
+        (b'{"customer_id":"\\ud800","total_amount":1}', 400),
     ],
 )
 async def test_a_bad_body_is_a_problem_and_nothing_is_published(body: bytes, status: int) -> None:
