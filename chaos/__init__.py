@@ -1,0 +1,1 @@
+"""Faults, fault programs and experiments. Knows targets, not orders."""

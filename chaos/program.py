@@ -69,12 +69,9 @@ class FaultProgram:
 
 async def _triggered(step: Step, stage: Stage, number: int) -> bool:
     try:
-        await stage.wait_until(
-            lambda: stage.history.begun >= step.when.count,
-            within_s=TRIGGER_WITHIN_S,
-            what=f"{step.when.count} operations to begin ({stage.history.begun} had)",
-        )
-    except TimeoutError as error:
+        async with asyncio.timeout(TRIGGER_WITHIN_S):
+            await stage.history.wait_begun(step.when.count)
+    except TimeoutError:
         stage.record(
             FaultWindow(
                 number=number,
@@ -86,9 +83,11 @@ async def _triggered(step: Step, stage: Stage, number: int) -> bool:
                 grip_unit="evidence",
                 touched=0,
                 verified=False,
-                why=f"its trigger never came: {error}",
+                why=(
+                    f"its trigger never came: {stage.history.begun} operations began within {TRIGGER_WITHIN_S:g} s, "
+                    f"{step.when.count} were waited for"
+                ),
             )
         )
         return False
     return True
-

@@ -111,13 +111,23 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", "judge a saved run again, without a broker")
     check.add_argument("run", metavar="RUN", help=f"a run directory, or `{LATEST}`")
 
+    explain = _command(commands, "explain", "the story of one operation across all channels")
+    explain.add_argument("run", metavar="RUN", help=f"a run directory, or `{LATEST}`")
+    explain.add_argument("key", metavar="KEY", help="what the operation is about, as reports and findings name it")
+
     mutants = _command(commands, "mutants", "run planted bugs against the invariants and print the kill matrix")
     mutants.add_argument("--from", dest="directory", type=Path, metavar="DIR", help="a directory of your own bugs")
     _running(mutants)
 
     up = _command(commands, "up", "start everything, print the addresses, wait for Ctrl-C")
-    up.add_argument("--listen", type=_listen, action="append", default=[], metavar="ROLE=HOST:PORT",
-                    help="give a process a fixed address, for example orders=127.0.0.1:8080")
+    up.add_argument(
+        "--listen",
+        type=_listen,
+        action="append",
+        default=[],
+        metavar="ROLE=HOST:PORT",
+        help="give a process a fixed address, for example orders=127.0.0.1:8080",
+    )
     _running(up)
 
     _command(commands, "list", "experiments, faults, invariants, load profiles and planted bugs")
@@ -129,12 +139,16 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str, summary: 
     command = commands.add_parser(name, help=summary, description=summary)
     command.set_defaults(module=name)
     command.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
-    command.add_argument("--runs-dir", type=Path, default=Path(DEFAULT_DIRECTORY), metavar="DIR", help="where runs are kept")
+    command.add_argument(
+        "--runs-dir", type=Path, default=Path(DEFAULT_DIRECTORY), metavar="DIR", help="where runs are kept"
+    )
     return command
 
 
 def _running(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=_seed, default=None, metavar="N", help="all randomness comes from it (default: drawn)")
+    command.add_argument(
+        "--seed", type=_seed, default=None, metavar="N", help="all randomness comes from it (default: drawn)"
+    )
     command.add_argument("--backend", choices=["embedded"], default="embedded", help="where the real parts run")
 
 
@@ -164,4 +178,3 @@ class _positive:  # noqa: N801 - used like a type
         if not 0 < number <= self._maximum:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most {self._maximum:g}")
         return number
-

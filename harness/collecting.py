@@ -131,7 +131,9 @@ def _spans_channel(
         boots_told = sum(origin.service == role for origin in started)
         if boots_told < boots_begun:
             gaps.append(f"{role} was started {boots_begun} time(s), {boots_told} left a span count")
-    gaps.extend(f"spans of {service} are not numbered, so their loss cannot be measured" for service in sorted(unnumbered))
+    gaps.extend(
+        f"spans of {service} are not numbered, so their loss cannot be measured" for service in sorted(unnumbered)
+    )
     if receiver.bodies_refused:
         gaps.append(f"{receiver.bodies_refused} OTLP bodies were refused")
     if receiver.spans_refused:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.collecting import collect_spans
 from harness.evidence.store import FILE_NAME, Evidence
@@ -42,8 +42,14 @@ _LOOK_EVERY_S = 0.02
 class LiveRun:
     """One run of the system under test, driven by a test."""
 
-    def __init__(self, system: SystemUnderTest, stage: Stage, requests: Iterator[Request], finish: asyncio.Event,
-                 owner: asyncio.Task[Outcome]) -> None:
+    def __init__(
+        self,
+        system: SystemUnderTest,
+        stage: Stage,
+        requests: Iterator[Request],
+        finish: asyncio.Event,
+        owner: asyncio.Task[Outcome],
+    ) -> None:
         """Drive a run that has started; made by `live_run`."""
         self.system = system
         self.stage = stage
@@ -126,7 +132,8 @@ async def live_run(
         )
     )
     try:
-        await asyncio.wait({owner, started}, return_when=asyncio.FIRST_COMPLETED)
+        waiting: set[asyncio.Future[Any]] = {owner, started}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not started.done():
             owner.result()
         yield LiveRun(system, started.result(), system.requests(seed), finish, owner)

@@ -6,7 +6,8 @@ start or breaks is an error with the tail of its log.
 
 Does not: import Locust, gevent or a locustfile (importing them patches the process), nor judge. The contract with a
 locustfile is small: options `--host`, `-u`, `-r`, `--rate`, `--seed`, `--duration`; the history goes to the file named
-by `STORMPROOF_OPERATIONS`; `load.json` beside it, written at the end, has at least `begun`.
+by `STORMPROOF_OPERATIONS`; `load.json` beside it has at least `begun`: how many operations were begun, -1 until that
+is known.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def _read_summary(path: Path) -> dict[str, object] | None:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return summary if isinstance(summary, dict) and isinstance(summary.get("begun"), int) else None
+    begun = summary.get("begun") if isinstance(summary, dict) else None
+    return summary if isinstance(begun, int) and begun > CANNOT_SAY else None
 
 
 def _sentence(summary: dict[str, object]) -> str:

@@ -56,7 +56,11 @@ def read_bug(path: Path) -> PlantedBug:
     expected = _literal(tree, "EXPECTED", path)
     if isinstance(expected, str):
         expected = (expected,)
-    if not isinstance(expected, (tuple, list, set)) or not expected or not all(isinstance(each, str) for each in expected):
+    if (
+        not isinstance(expected, (tuple, list, set))
+        or not expected
+        or not all(isinstance(each, str) for each in expected)
+    ):
         raise UsageError(f"the planted bug {path} needs EXPECTED, invariant ids such as ('I2',)")
     return PlantedBug(
         name=path.stem,
@@ -85,7 +89,9 @@ def start_planted(bug: PlantedBug | None) -> Callable[[ProcessSpec], tuple[str, 
         if bug is None or spec.name != bug.target:
             return spec.argv
         if len(spec.argv) < _PYTHON_MODULE_ARGUMENTS or spec.argv[1] != "-m":
-            raise UsageError(f"process {spec.name!r} is not started as `python -m MODULE`, so no bug can be planted in it")
+            raise UsageError(
+                f"process {spec.name!r} is not started as `python -m MODULE`, so no bug can be planted in it"
+            )
         python, dash_m, module, *arguments = spec.argv
         return (python, dash_m, "harness.planting", str(bug.path), module, *arguments)
 

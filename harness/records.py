@@ -200,7 +200,11 @@ class FaultWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessEvent:
-    """Something that happened to a process: `started`, `ready`, `killed`, `stopping`, `exited`."""
+    """Something that happened to a process.
+
+    event: `started`, `ready`, `paused`, `resumed`, `killed`, `stopping` or `exited`. detail: for an exit its code, and
+    `unexpected: ...` with the end of the log when nobody had asked for it.
+    """
 
     process: str
     pid: int

@@ -3,8 +3,8 @@
     start the real parts -> drive (load, and harm meanwhile) -> let it settle -> stop the system
     -> collect every channel -> freeze the evidence -> judge
 
-Left of the evidence things act; right of it everything is a pure function of what is on disk, so `judge_again` gives the
-same verdict later, without a broker.
+Left of the evidence things act; right of it everything is a pure function of what is on disk, so `judge_again` gives
+the same verdict later, without a broker.
 """
 
 from __future__ import annotations
@@ -142,4 +142,3 @@ class Timings:
             yield
         finally:
             self.seconds[part] = round(self.seconds.get(part, 0.0) + time.monotonic() - began, 3)
-

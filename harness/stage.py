@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from harness.collection.otlp import OtlpReceiver
     from harness.environment.backend import Environment
     from harness.system_under_test import Client
-
-_LOOK_EVERY_S = 0.005
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,12 +35,3 @@ class Stage:
     def record(self, window: FaultWindow) -> None:
         """Keep a fault window; the step that made it is over, healed or not."""
         self.windows.append(window)
-
-    async def wait_until(self, condition: Callable[[], bool], *, within_s: float, what: str) -> None:
-        """Wait for a condition on the history. Raises TimeoutError that says what was waited for."""
-        try:
-            async with asyncio.timeout(within_s):
-                while not condition():
-                    await asyncio.sleep(_LOOK_EVERY_S)
-        except TimeoutError as error:
-            raise TimeoutError(f"waited {within_s} s for {what}") from error

@@ -188,7 +188,9 @@ def configured_system(start: Path | None = None) -> SystemUnderTest:
         path = folder / CONFIGURATION
         if path.is_file():
             try:
-                name = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("stormproof", {}).get("system")
+                name = (
+                    tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("stormproof", {}).get("system")
+                )
             except tomllib.TOMLDecodeError as error:
                 raise UsageError(f"{path} is not valid TOML: {error}") from error
             if name is not None:

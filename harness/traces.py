@@ -44,7 +44,9 @@ class Trace:
             raise AssertionError(f"no span of operation {self.operation.key} was seen")
         if self.orphans:
             names = ", ".join(f"{span.service}: {span.name}" for span in self.orphans)
-            raise AssertionError(f"the trace is not connected, these spans have no parent in it: {names}\n{self.tree()}")
+            raise AssertionError(
+                f"the trace is not connected, these spans have no parent in it: {names}\n{self.tree()}"
+            )
 
     def must_contain(self, *expected: tuple[str, str]) -> None:
         """Raise AssertionError, with the trace drawn as a tree, unless these spans began in this order.
@@ -66,7 +68,9 @@ class Trace:
             if span.span_id not in orphans:
                 children.setdefault(span.parent_span_id, []).append(span)
         width = max((len(span.service) for span in self.spans), default=0)
-        lines = [f"{self.operation.kind} {self.operation.key}  {self.operation.outcome}  trace {self.operation.trace_id}"]
+        lines = [
+            f"{self.operation.kind} {self.operation.key}  {self.operation.outcome}  trace {self.operation.trace_id}"
+        ]
         lines.extend(self._branches(children, self.operation.span_id, "", width))
         for span in self.orphans:
             lines.append(f"?? orphan, parent {span.parent_span_id or 0:016x} unseen")
@@ -86,7 +90,10 @@ class Trace:
         at_ms = (span.began_ns - self.operation.began_ns) / 1e6
         lasted = "still open" if span.ended_ns is None else f"{(span.ended_ns - span.began_ns) / 1e6:.1f} ms"
         failed = "  ERROR" if span.status == "error" else ""
-        yield f"{indent}{'└─' if is_last else '├─'} {span.service:<{width}}  {span.name}  [{span.kind}]  +{at_ms:.1f} ms, {lasted}{failed}"
+        branch = "└─" if is_last else "├─"
+        yield (
+            f"{indent}{branch} {span.service:<{width}}  {span.name}  [{span.kind}]  +{at_ms:.1f} ms, {lasted}{failed}"
+        )
         yield from self._branches(children, span.span_id, indent + ("   " if is_last else "│  "), width)
 
 

@@ -25,7 +25,7 @@ from loadtests.connection import BrokenAnswerError, Connection, NotSentError
 from loadtests.open_loop import OpenLoop
 from loadtests.orders import KIND, PATH, Order, order, outcome_of
 from loadtests.recording import FLUSH_EVERY_S
-from loadtests.summary import FILE_NAME, Asked, Summary, summarize
+from loadtests.summary import FILE_NAME, Asked, Summary, summarize, write_unfinished
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,8 +90,8 @@ class LoadTest:
         self._wishes, self._loop = wishes, None
         self._cpu_began_s = time.process_time()
         if self._summary_path is not None:
-            # A summary that does not count what comes now would be a lie, should this process be killed.
-            self._summary_path.unlink(missing_ok=True)
+            # Should this process be killed, nobody can say how many orders it had begun.
+            write_unfinished(self._summary_path)
 
     def use(self) -> None:
         """Be one user: place orders until no slot is left."""

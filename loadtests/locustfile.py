@@ -34,7 +34,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from harness.collection.history import FILE_NAME
 from loadtests.load_test import ANSWER_WITHIN_S, DRAIN_MARGIN_S, Customer, LoadTest, Wishes
 from loadtests.open_loop import RATE_MAX_PER_S
-from loadtests.own_system import BROKEN, OwnSystem, OwnSystemError
+from loadtests.own_system import BROKEN, UNKNOWN, OwnSystem, OwnSystemError
 from loadtests.recording import Recording
 
 if TYPE_CHECKING:
@@ -198,9 +198,12 @@ class Session:
             )
             is_broken = True
         if self._own is not None:
-            logger.info("letting the system settle, then judging %s", self._own.run)
+            logger.info("letting the system settle, then judging %s (Ctrl-C ends it at once)", self._own.run)
             try:
                 judged = self._own.judge()
+            except KeyboardInterrupt:
+                self._own.give_up()
+                _end(UNKNOWN, f"interrupted; there is no verdict, what was collected so far is in {self._own.run}")
             except BaseException:
                 self._own.give_up()
                 raise
@@ -228,6 +231,8 @@ def _own_system() -> OwnSystem:
         return OwnSystem.start()
     except OwnSystemError as error:
         _end(BROKEN, str(error))
+    except KeyboardInterrupt:
+        _end(UNKNOWN, "interrupted while the system started; nothing was asked of it")
 
 
 def _settle_down() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "load.json"
 FORMAT = 1
+CANNOT_SAY = -1
 LATE_MS = 20.0
 LATE_SHARE = 0.01
 """Locust itself was the limit when the 99th percentile began this late, or this share of slots was overdue."""
@@ -121,9 +122,12 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
+        _write(path, asdict(self))
+
+
+def write_unfinished(path: Path) -> None:
+    """Write, in place of a summary, that orders are being placed and nobody can say how many."""
+    _write(path, {"format": FORMAT, "begun": CANNOT_SAY})
 
 
 def summarize(recording: Recording, asked: Asked) -> Summary:
@@ -167,6 +171,12 @@ def percentiles(parts: Iterable[Sequence[int]]) -> Percentiles:
         return round(ordered[max(0, math.ceil(quantile * len(ordered)) - 1)] / _NS_PER_MS, 3)
 
     return Percentiles(count=len(ordered), p50=at(0.5), p90=at(0.9), p99=at(0.99), p99_9=at(0.999), max=at(1.0))
+
+
+def _write(path: Path, document: dict[str, object]) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def _note(recording: Recording, asked: Asked, late: Percentiles) -> str:

@@ -1,0 +1,1 @@
+"""Where all meet: the adapter for the shipped system, its invariants, planted bugs, scenario tests."""

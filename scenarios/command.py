@@ -48,10 +48,19 @@ def document(finished: subprocess.CompletedProcess[str]) -> dict[str, object]:
     try:
         parsed = json.loads(finished.stdout)
     except ValueError as error:
-        raise AssertionError(f"exit code {finished.returncode}, no JSON: {finished.stdout!r}\n{finished.stderr}") from error
+        raise AssertionError(
+            f"exit code {finished.returncode}, no JSON: {finished.stdout!r}\n{finished.stderr}"
+        ) from error
     if not isinstance(parsed, dict):
         raise TypeError(f"the document is a {type(parsed).__name__}")
     return parsed
+
+
+def rows(of: dict[str, object], name: str) -> list[dict[str, object]]:
+    """Return a list of objects that stands in a document."""
+    found = of[name]
+    assert isinstance(found, list), f"{name} is {found!r}"
+    return found
 
 
 def left_over(run: str) -> list[str]:
@@ -70,6 +79,5 @@ def _processes(run: str) -> Iterable[str]:
 
 
 def _scratch(run: str) -> Iterable[Path]:
-
 
     return Path(tempfile.gettempdir()).glob(f"stormproof-{run}*")

@@ -72,8 +72,10 @@ async def test_a_partition_while_nothing_is_in_flight_is_vacuous(shop: Shop) -> 
 async def test_spans_that_died_with_their_process_are_missed_not_ignored(
     run_directory: RunDirectory, chaos_seed: int
 ) -> None:
-    """Payments spools nothing, so SIGKILL takes its unsent spans along: connected cannot be shown, and is not claimed."""
-    unspooled = with_payments(lambda _wiring, own: {name: value for name, value in own.items() if name != "SPAN_SPOOL_DIR"})
+    """Payments spools nothing, so SIGKILL takes its unsent spans along: what cannot be shown is not claimed."""
+    unspooled = with_payments(
+        lambda _wiring, own: {name: value for name, value in own.items() if name != "SPAN_SPOOL_DIR"}
+    )
 
     async with live_run(unspooled, run_directory, seed=chaos_seed) as run:
         shop = Shop(run)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from scenarios.shop.shop import Shop
 
 
-async def test_no_order_is_dropped_and_nobody_charged_twice_when_payments_is_cut_off_from_its_broker(shop: Shop) -> None:
+async def test_no_order_is_dropped_and_nobody_charged_twice_when_payments_is_cut_off_from_its_broker(
+    shop: Shop,
+) -> None:
     """The money moved, but neither the outcome nor the ack got out: redelivery must find the charge, not repeat it."""
     await shop.place_orders(count=30)
     async with shop.under(Partition(link="payments->nats")):

@@ -1,8 +1,8 @@
 """What a process counts, and how /metrics shows it.
 
-Counting is adding to a plain number: the event loop is the only writer, so no lock is needed, and nothing is paid for on
-the hot path but the addition. prometheus_client renders the numbers when somebody asks; it is imported then and not at
-start, because it costs 40 ms of start time that a process without a scraper never needs to spend.
+Counting is adding to a plain number: the event loop is the only writer, so no lock is needed, and nothing is paid for
+on the hot path but the addition. prometheus_client renders the numbers when somebody asks; it is imported then and
+not at start, because it costs 40 ms of start time that a process without a scraper never needs to spend.
 """
 
 from __future__ import annotations

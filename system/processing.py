@@ -1,8 +1,9 @@
-"""What happens around the handling of one delivery: its CONSUMER span, and an answer to the broker whatever goes wrong.
+"""What happens around the handling of one delivery: its CONSUMER span, and an answer to the broker whatever goes
+wrong.
 
-Promises: a handling never raises. What can never succeed (`GiveUpError`, undecodable bytes) is terminated, with an error
-in the log and a count; a stopgap until there is a dead-letter stream. Everything else is handed back with a delay that
-grows with the number of deliveries, so that an outage is not met with a storm.
+Promises: a handling never raises. What can never succeed (`GiveUpError`, undecodable bytes) is terminated, with an
+error in the log and a count; a stopgap until there is a dead-letter stream. Everything else is handed back with a
+delay that grows with the number of deliveries, so that an outage is not met with a storm.
 """
 
 from __future__ import annotations

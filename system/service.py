@@ -80,9 +80,7 @@ def run(
     serve: Callable[[_Settings, Stopping], Awaitable[None]],
 ) -> int:
     """Read the settings, serve until stopped, and return the exit code."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = read_settings(os.environ)
     except ConfigurationError as error:

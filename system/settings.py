@@ -78,7 +78,7 @@ class PaymentsSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSettings:
-    """Everything `python -m system.provider` is told. latency_ms: how long the card network thinks about each charge."""
+    """Everything `python -m system.provider` is told. latency_ms: how long the card network thinks, each time."""
 
     listen: Address
     ledger: Path

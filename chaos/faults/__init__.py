@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from harness.system_under_test import FaultKind
 
-
 FAULTS = (
     FaultKind(
         name="partition",

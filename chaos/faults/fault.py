@@ -2,7 +2,8 @@
 
 Each kind of fault says how to inject, heal and verify itself, and what it can prove it caught. `applied` is the one
 place that knows the order: it heals whatever happens, shielded from cancellation and within a bound, and records the
-fault window. A fault that cannot be injected or healed does not stop the run; its window says so, and the run is UNKNOWN.
+fault window. A fault that cannot be injected or healed does not stop the run; its window says so, and the run is
+UNKNOWN.
 """
 
 from __future__ import annotations

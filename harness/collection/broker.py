@@ -116,7 +116,11 @@ class BrokerRecords:
             expected = (await self._jetstream.stream_info(ADVISORIES)).state.messages
         except NotFoundError:
             return [], Channel(
-                name="advisories", expected=None, received=0, complete=False, why="the stream that captures them is gone"
+                name="advisories",
+                expected=None,
+                received=0,
+                complete=False,
+                why="the stream that captures them is gone",
             )
         rows = [
             Advisory(
@@ -167,11 +171,18 @@ async def broker_records(url: str) -> AsyncIterator[BrokerRecords]:
     """Connect to the broker for the scope. Raises EnvironmentFailedError when it does not answer."""
     try:
         client = await nats.connect(
-            url, name="stormproof-evidence", connect_timeout=_CONNECT_WITHIN_S, allow_reconnect=True,
-            max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore_reconnect_noise,
+            url,
+            name="stormproof-evidence",
+            connect_timeout=_CONNECT_WITHIN_S,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,
+            error_cb=_ignore_reconnect_noise,
         )
     except (OSError, nats.errors.Error, TimeoutError) as error:
-        raise EnvironmentFailedError(f"the broker at {url} does not answer the harness ({error!r}): see its log") from error
+        raise EnvironmentFailedError(
+            f"the broker at {url} does not answer the harness ({error!r}): see its log"
+        ) from error
     try:
         yield BrokerRecords(client)
     except (nats.errors.Error, APIError) as error:

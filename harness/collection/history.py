@@ -1,7 +1,7 @@
 """The operation history: every request of the workload with its outcome, in real-time order.
 
-Each finished operation is appended to `operations.jsonl` at once, so the history is on disk before it is judged, whoever
-made it: the harness's own workload, or Locust in a process of its own.
+Each finished operation is appended to `operations.jsonl` at once, so the history is on disk before it is judged,
+whoever made it: the harness's own workload, or Locust in a process of its own.
 
 One line is one JSON object with the fields of `harness.records.Operation`. A torn last line, of a writer that was
 killed, is left out and counted.
@@ -9,6 +9,7 @@ killed, is left out and counted.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ class History:
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self.begun = 0
         self.operations: list[Operation] = []
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     @property
     def in_flight(self) -> int:
@@ -39,6 +41,20 @@ class History:
     def begin(self) -> None:
         """Count an operation that is about to be sent."""
         self.begun += 1
+        for count, waiter in self._waiting:
+            if self.begun >= count and not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_begun(self, count: int) -> None:
+        """Wait until so many operations have begun; the caller sets the deadline."""
+        if self.begun >= count:
+            return
+        entry = (count, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        try:
+            await entry[1]
+        finally:
+            self._waiting.remove(entry)
 
     def end(self, operation: Operation) -> None:
         """Keep an operation that has its outcome."""

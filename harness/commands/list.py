@@ -27,10 +27,14 @@ async def execute(options: argparse.Namespace) -> int:
         "experiments": [{"name": each.name, "summary": each.summary} for each in system.experiments],
         "faults": [{"name": each.name, "summary": each.summary} for each in system.faults],
         "invariants": [
-            {"id": each.id, "name": each.name, "claim": each.claim, "needs": list(each.needs)} for each in system.invariants
+            {"id": each.id, "name": each.name, "claim": each.claim, "needs": list(each.needs)}
+            for each in system.invariants
         ],
         "load_profiles": [
-            {"name": each.name, "summary": f"{each.summary}; {each.rate_per_s:g}/s for {each.duration_s:g} s unless told"}
+            {
+                "name": each.name,
+                "summary": f"{each.summary}; {each.rate_per_s:g}/s for {each.duration_s:g} s unless told",
+            }
             for each in system.load_profiles
         ],
         "mutants": [

@@ -60,12 +60,13 @@ async def execute(options: argparse.Namespace) -> int:
         kills.append(kill_of(bug, outcome.judgement, str(outcome.directory.path)))
         if kills[-1].result != CAUGHT:
             # The whole report goes with a bug that got away: it is the harness that failed here.
-            options_report = options
-            tell(outcome, options_report)
+            tell(outcome, options)
     caught = sum(kill.result == CAUGHT for kill in kills)
     _print_matrix(kills, sys.stderr.isatty() if options.json else sys.stdout.isatty(), to_stderr=options.json)
     if options.json:
-        print_json({"schema": SCHEMA, "mutants": [asdict(kill) for kill in kills], "score": round(caught / len(kills), 4)})
+        print_json(
+            {"schema": SCHEMA, "mutants": [asdict(kill) for kill in kills], "score": round(caught / len(kills), 4)}
+        )
     if any(kill.result == MISSED for kill in kills):
         return VIOLATED.exit_code
     return 0 if caught == len(kills) else UNKNOWN.exit_code
@@ -110,7 +111,8 @@ def _check(bug: PlantedBug, system: SystemUnderTest) -> None:
     known = {invariant.id for invariant in system.invariants}
     if not set(bug.expected) <= known:
         raise UsageError(
-            f"the planted bug {bug.name} expects {sorted(set(bug.expected) - known)}; there is: {', '.join(sorted(known))}"
+            f"the planted bug {bug.name} expects {sorted(set(bug.expected) - known)}; "
+            f"there is: {', '.join(sorted(known))}"
         )
     roles = {spec.name for spec in system.topology.processes}
     if bug.target not in roles:

@@ -1,8 +1,8 @@
 """`stormproof up`: start everything, print the addresses, wait for SIGINT or SIGTERM.
 
-While it is up, anyone may place operations; Locust writes its history into the run directory. When it is stopped it lets
-the system settle, collects the evidence and stops everything, so that `stormproof check` can judge the run. A second
-signal ends it at once.
+While it is up, anyone may place operations; Locust writes its history into the run directory. When it is stopped it
+lets the system settle, collects the evidence and stops everything, so that `stormproof check` can judge the run. A
+second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -119,5 +119,7 @@ def _check(listen: dict[str, str], system: SystemUnderTest) -> None:
     roles = {spec.name for spec in system.topology.processes}
     for role, address in listen.items():
         if role not in roles:
-            raise UsageError(f"there is no process {role!r} to listen at {address}; there is: {', '.join(sorted(roles))}")
+            raise UsageError(
+                f"there is no process {role!r} to listen at {address}; there is: {', '.join(sorted(roles))}"
+            )
         ensure_free(address)

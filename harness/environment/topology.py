@@ -33,7 +33,9 @@ class Link:
     def __post_init__(self) -> None:
         for role in (self.client, self.server):
             if not _ROLE.fullmatch(role):
-                raise PlanError(f"link role {role!r} is not a lower-case word ([a-z][a-z0-9_-]*, at most 32 characters)")
+                raise PlanError(
+                    f"link role {role!r} is not a lower-case word ([a-z][a-z0-9_-]*, at most 32 characters)"
+                )
 
     @property
     def name(self) -> str:
@@ -106,4 +108,6 @@ class Topology:
             raise PlanError(f"two processes share a name in {roles}")
         for link in self.links:
             if link.server not in (*roles, BROKER):
-                raise PlanError(f"link {link.name!r} leads to {link.server!r}, which is neither a process nor {BROKER!r}")
+                raise PlanError(
+                    f"link {link.name!r} leads to {link.server!r}, which is neither a process nor {BROKER!r}"
+                )

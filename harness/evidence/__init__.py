@@ -1,0 +1,1 @@
+"""Evidence on disk: plain tables, written once, then only read."""

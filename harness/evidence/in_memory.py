@@ -26,7 +26,13 @@ def evidence_of(*rows: Row | tuple[Row, ...], incomplete: Mapping[str, str] | No
     for row in rows:
         writer.write(row if isinstance(row, tuple) else (row,))
     writer.write(
-        Channel(name=name, expected=None if name in whys else 0, received=0, complete=name not in whys, why=whys.get(name, ""))
+        Channel(
+            name=name,
+            expected=None if name in whys else 0,
+            received=0,
+            complete=name not in whys,
+            why=whys.get(name, ""),
+        )
         for name in CHANNELS
     )
     return writer.finish()

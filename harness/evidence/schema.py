@@ -9,7 +9,6 @@ from __future__ import annotations
 import types
 import typing
 from dataclasses import dataclass, fields
-from functools import cache
 
 from harness import records
 from harness.records import SpanId, TraceId
@@ -51,7 +50,6 @@ class Column:
     nullable: bool
 
 
-@cache
 def columns_of(record: type[records.Row]) -> tuple[Column, ...]:
     """Return the columns of the table that holds these records."""
     hints = typing.get_type_hints(record)
@@ -65,7 +63,7 @@ def table_of(record: type[records.Row]) -> str:
 
 def ddl() -> str:
     """Return the statements that create every table, empty."""
-    statements = [f"CREATE TABLE format (number INTEGER NOT NULL); INSERT INTO format VALUES ({FORMAT});"]
+    statements = [f"CREATE TABLE format AS SELECT {FORMAT}::INTEGER AS number;"]
     for name, record in TABLES.items():
         columns = ", ".join(
             f"{column.name} {column.sql_type}{'' if column.nullable else ' NOT NULL'}" for column in columns_of(record)

@@ -3,7 +3,8 @@
 `EvidenceWriter` puts rows into a new DuckDB file in bulk; `Evidence` opens a finished one read-only and answers
 queries. Everything to the right of this module (invariants, verdict, report) is a pure function of what it answers.
 
-A file becomes `evidence.duckdb` only by the rename at the end of a successful write, so one that bears the name is whole.
+A file becomes `evidence.duckdb` only by the rename at the end of a successful write, so one that bears the name is
+whole.
 """
 
 from __future__ import annotations
@@ -146,7 +147,9 @@ class Evidence:
         """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         self.close()
 

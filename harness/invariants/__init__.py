@@ -1,0 +1,1 @@
+"""Verdict rules, and the invariants that need no domain."""

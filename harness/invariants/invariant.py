@@ -59,7 +59,9 @@ class Invariant:
             unhealed = _unhealed(evidence)
         except Exception as error:  # noqa: BLE001 - the edge around each invariant: a crash is UNKNOWN, never green
             where = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"the invariant itself crashed: {type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+            reason = (
+                f"the invariant itself crashed: {type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+            )
             return self._verdict(UNKNOWN, 0, reason)
         return self._rule(examination, gaps, unhealed)
 
@@ -92,7 +94,9 @@ class Invariant:
 
 
 def _gaps(evidence: Evidence, needs: tuple[str, ...]) -> list[str]:
-    known = {name: (complete, why) for name, complete, why in evidence.query("SELECT name, complete, why FROM channels")}
+    known = {
+        name: (complete, why) for name, complete, why in evidence.query("SELECT name, complete, why FROM channels")
+    }
     gaps = []
     for name in needs:
         complete, why = known.get(name, (False, "it was not collected"))

@@ -1,0 +1,1 @@
+"""A judged run, told: terminal, JSON, HTML, JUnit."""

@@ -61,5 +61,10 @@ def _invariant(verdict: Verdict) -> dict[str, object]:
 
 
 def _finding(finding: Finding) -> dict[str, object]:
-    fields = asdict(finding) if is_dataclass(finding) and not isinstance(finding, type) else {}
-    return {"kind": type(finding).__name__, "key": finding.key, "sentence": finding.sentence(), "fields": fields}
+    kind = type(finding).__name__
+    return {"kind": kind, "key": finding.key, "sentence": finding.sentence(), "fields": _fields(finding)}
+
+
+def _fields(finding: object) -> dict[str, object]:
+    """Return what a finding holds; nothing when a stranger's finding is no dataclass, its sentence tells it anyway."""
+    return asdict(finding) if is_dataclass(finding) and not isinstance(finding, type) else {}

@@ -18,7 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED, Ruling
 from harness.records import ProcessEvent
-from harness.report.timeline import draw, read_timeline
+from harness.report.picture import draw
+from harness.report.printable import printable
+from harness.report.story import tell_story
+from harness.report.timeline import read_timeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from harness.invariants.verdict import Verdict
     from harness.plan import Plan
     from harness.records import FaultWindow
+    from harness.report.story import Story
     from harness.run import Outcome
 
 FILE_NAME = "report.html"
@@ -41,8 +45,6 @@ BOOTS_TOLD = 50
 EVENTS_TOLD = 20
 LOG_LINES_TOLD = 20
 STORY_LINES_MAX = 40
-TEXT_MAX = 600
-"""Longer texts are cut: a body of a megabyte may stand in a detail."""
 
 _LOAD = "load:"
 _UP = "up"
@@ -129,24 +131,11 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoryLine:
-    """One row of any channel about one key. at_ms: since the story began. took_ms: of a span that ended."""
+class Counterexample:
+    """The first finding, with what every channel knows of its key. command: tells all of it."""
 
-    at_ms: float
-    channel: str
-    who: str
-    what: str
-    took_ms: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Story:
-    """What every channel knows of one key, in the order of time."""
-
-    key: str
     invariant: str
-    lines: tuple[StoryLine, ...]
-    left_out: int
+    story: Story
     command: str
 
 
@@ -173,7 +162,7 @@ def write_html(outcome: Outcome, evidence: Evidence) -> Path:
             unfolded=FINDINGS_UNFOLDED,
             vacuous=judgement.vacuous[:FAULTS_TOLD],
             unknown=_badge(UNKNOWN),
-            story=_story(outcome, evidence),
+            counterexample=_counterexample(outcome, evidence),
             channels=judgement.channels,
             boots=boots,
             boots_left_out=boots_left_out,
@@ -200,18 +189,6 @@ def repeat_command(plan: Plan) -> str:
     if plan.mutant is not None:
         words += ["--mutant", plan.mutant]
     return shlex.join(["stormproof", *words])
-
-
-def printable(text: object, limit: int = TEXT_MAX) -> str:
-    r"""Return the text with what does not print spelled out (`\u202e`), cut at the limit.
-
-    Control and direction characters could make an id look like another one, or end the page early.
-    """
-    whole = str(text)
-    kept = whole if len(whole) <= limit else whole[: limit - 1] + "…"
-    if kept.isprintable():
-        return kept
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in kept)
 
 
 def _templates() -> Environment:
@@ -359,88 +336,16 @@ def _life_event(event: ProcessEvent, origin_ns: int) -> LifeEvent:
     )
 
 
-_STORY = """
--- concat leaves NULL out, || makes NULL of it
-WITH asked AS (
-    SELECT * FROM operations WHERE key = $1
-), traces AS (
-    SELECT trace_id FROM asked WHERE trace_id IS NOT NULL
-), told AS (
-    SELECT 0 AS weight, at_ns, 'ledger' AS channel, kind AS who,
-        concat(amount_minor, ' ', currency, ' (minor units), ', charge_id,
-            ', idempotency key ', coalesce(idempotency_key, 'none')) AS what, NULL::BIGINT AS took_ns
-    FROM ledger WHERE key = $1
-    UNION ALL
-    SELECT 1, began_ns, 'operations', 'client', concat('began: ', kind), NULL FROM asked
-    UNION ALL
-    SELECT 1, ended_ns, 'operations', 'client',
-        concat('ended: ', outcome, ', status ' || status, CASE WHEN detail <> '' THEN ', ' || detail END), NULL
-    FROM asked WHERE ended_ns IS NOT NULL
-    UNION ALL
-    SELECT 2, stored_ns, 'messages', 'broker', concat('stored ', stream, '#', sequence, ' ', subject,
-        coalesce(', id ' || message_id, ', without an id')), NULL
-    FROM messages WHERE key = $1
-    UNION ALL
-    SELECT 2, settled_ns, 'states', 'system', concat('settled: ', state), NULL
-    FROM states WHERE key = $1 AND settled_ns IS NOT NULL
-    UNION ALL
-    SELECT 2, read_ns, 'states', 'client', concat('final read: ', state,
-        CASE WHEN NOT is_final THEN ', not final' END, ', ' || amount_minor || ' (minor units)'), NULL
-    FROM states WHERE key = $1
-    UNION ALL
-    SELECT 4, began_ns, 'spans', service, concat(name, ' (', kind, ')',
-        CASE WHEN status = 'error' THEN ', error' END,
-        CASE WHEN ended_ns IS NULL THEN ', never ended' END), ended_ns - began_ns
-    FROM spans WHERE key = $1 OR trace_id IN (FROM traces)
-), life AS (
-    SELECT min(at_ns) AS from_ns, max(at_ns) AS until_ns FROM told
-), storm AS (
-    SELECT 3 AS weight, began_ns AS at_ns, 'faults' AS channel, 'nemesis' AS who,
-        concat(name, ' on ', target, ' began') AS what FROM faults
-    UNION ALL
-    SELECT 3, healed_ns, 'faults', 'nemesis', concat(name, ' on ', target, ' healed')
-    FROM faults WHERE healed_ns IS NOT NULL
-    UNION ALL
-    SELECT 3, at_ns, 'processes', process, concat(event, ', pid ', pid) FROM processes
-), story AS (
-    FROM told
-    UNION ALL
-    SELECT storm.*, NULL FROM storm, life WHERE at_ns BETWEEN from_ns AND until_ns
-)
-SELECT at_ns, channel, who, what, took_ns, count(*) OVER () FROM story ORDER BY weight, at_ns, what LIMIT $2
-"""
-
-
-def _story(outcome: Outcome, evidence: Evidence) -> Story | None:
-    """Tell the story of the first finding; None when every claim holds or nothing was found.
-
-    When there is too much to tell, spans go first, for they are the many and the ledger is the truth.
-    """
+def _counterexample(outcome: Outcome, evidence: Evidence) -> Counterexample | None:
+    """Tell the story of the first finding; None when every claim holds or nothing was found."""
     verdicts = sorted(outcome.judgement.verdicts, key=lambda verdict: verdict.state is not VIOLATED)
     told = next((verdict for verdict in verdicts if verdict.state is not HOLDS and verdict.findings), None)
     if told is None:
         return None
     key = told.findings[0].key
-    rows = evidence.query(
-        _STORY,
-        [key, STORY_LINES_MAX],
-    )
-    rows.sort(key=lambda row: row[0])
-    total = rows[0][-1] if rows else 0
-    return Story(
-        key=key,
+    return Counterexample(
         invariant=f"{told.invariant} {told.name}",
-        lines=tuple(
-            StoryLine(
-                at_ms=(at_ns - rows[0][0]) / 1e6,
-                channel=channel,
-                who=who,
-                what=what,
-                took_ms=None if took_ns is None else took_ns / 1e6,
-            )
-            for at_ns, channel, who, what, took_ns, _ in rows
-        ),
-        left_out=total - len(rows),
+        story=tell_story(evidence, key, lines_max=STORY_LINES_MAX),
         command=shlex.join(["stormproof", "explain", str(outcome.directory.path), key]),
     )
 

@@ -28,7 +28,8 @@ def write_junit(outcome: Outcome) -> Path:
         time=str(round(sum(outcome.timings.values()), 3)),
     )
     for verdict in judgement.verdicts:
-        case = ET.SubElement(suite, "testcase", classname=outcome.plan.experiment, name=f"{verdict.invariant} {verdict.name}")
+        name = f"{verdict.invariant} {verdict.name}"
+        case = ET.SubElement(suite, "testcase", classname=outcome.plan.experiment, name=name)
         if verdict.state is HOLDS:
             continue
         element = ET.SubElement(case, "failure" if verdict.state is VIOLATED else "error", message=verdict.reason)

@@ -1,4 +1,4 @@
-"""The report on a terminal: what was judged, what was found, how much was seen."""
+"""On a terminal: a judged run (what was judged, what was found, how much was seen), and the story of one key."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
+from harness.report.printable import printable
 
 if TYPE_CHECKING:
     from typing import TextIO
 
     from harness.invariants.judgement import Judgement
+    from harness.report.story import Story
     from harness.run import Outcome
 
 _FINDINGS_TOLD = 5
@@ -23,7 +26,7 @@ _PLAIN_WIDTH = 120
 
 def print_report(outcome: Outcome, stream: TextIO) -> None:
     """Print the report; colours only where the stream is a terminal."""
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
+    console = _console(stream)
     plan, judgement = outcome.plan, outcome.judgement
     planted = f"  planted bug {plan.mutant}" if plan.mutant else ""
     console.print()
@@ -42,10 +45,47 @@ def print_report(outcome: Outcome, stream: TextIO) -> None:
     for sentence in judgement.vacuous:
         console.print(escape(sentence), style="yellow", soft_wrap=True)
     if judgement.recovery_s is not None:
-        console.print(f"recovery: the last order that the fault held up settled {judgement.recovery_s:.2f} s after the heal")
+        console.print(
+            f"recovery: the last order that the fault held up settled {judgement.recovery_s:.2f} s after the heal"
+        )
     console.print("timings: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in outcome.timings.items()))
     console.print(f"run: {escape(str(outcome.directory.path))}", soft_wrap=True)
     console.print(f"[{_COLOURS[judgement.state]}]{judgement.state}[/]")
+
+
+def print_story(story: Story, stream: TextIO) -> None:
+    """Print the story of one key as a table, in the order of time."""
+    table = _table(">at, ms", "channel", "who", "what", ">took, ms")
+    for line in story.lines:
+        # As Text, not as words: what comes from outside is neither markup nor `:emoji:`.
+        table.add_row(
+            f"{line.at_ms:.1f}",
+            line.channel,
+            Text(printable(line.who)),
+            Text(printable(line.what)),
+            "" if line.took_ms is None else f"{line.took_ms:.1f}",
+        )
+    console = _console(stream)
+    console.print(table)
+    if story.left_out:
+        console.print(f"{story.left_out:,} more rows are left out, spans first", style="yellow")
+
+
+def print_findings(judgement: Judgement, key: str, stream: TextIO) -> None:
+    """Print what the invariants found about one key; to find nothing is not to hold, so no verdict is given."""
+    table = _table("verdict", "", "invariant", "finding")
+    for verdict in judgement.verdicts:
+        about_key = [finding for finding in verdict.findings if finding.key == key]
+        for number, finding in enumerate(about_key[:_FINDINGS_TOLD]):
+            named = (f"[{_COLOURS[verdict.state]}]{verdict.state}[/]", verdict.invariant, escape(verdict.name))
+            table.add_row(*(named if number == 0 else ("", "", "")), Text(printable(finding.sentence())))
+        if len(about_key) > _FINDINGS_TOLD:
+            table.add_row("", "", "", f"... and {len(about_key) - _FINDINGS_TOLD} more")
+    console = _console(stream)
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(f"none of {len(judgement.verdicts)} invariants has a finding about it")
 
 
 def _invariants(judgement: Judgement) -> Table:
@@ -62,7 +102,7 @@ def _invariants(judgement: Judgement) -> Table:
 
 
 def _faults(judgement: Judgement) -> Table:
-    table = _table("fault", "target", ">seconds", ">caught", ">orders held up", "verified")
+    table = _table("fault", "target", ">seconds", ">caught", ">operations held up", "verified")
     for window in judgement.faults:
         seconds = "-" if window.healed_ns is None else f"{(window.healed_ns - window.began_ns) / 1e9:.2f}"
         table.add_row(
@@ -86,6 +126,10 @@ def _channels(judgement: Judgement) -> Table:
             "yes" if channel.complete else escape(f"no: {channel.why}"),
         )
     return table
+
+
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
 
 
 def _table(*columns: str) -> Table:

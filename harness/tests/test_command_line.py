@@ -72,8 +72,16 @@ def test_latest_before_any_run_says_so(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_that_never_wrote_its_evidence_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It was killed: nobody can tell, so exit code 2, with one sentence."""
     plan = {
-        "format": 1, "system": "shop", "experiment": "payments-partition", "seed": 1, "backend": "embedded", "rate_per_s": 1,
-        "duration_s": 1, "requests_sha256": "", "program": [], "mutant": None,
+        "format": 1,
+        "system": "shop",
+        "experiment": "payments-partition",
+        "seed": 1,
+        "backend": "embedded",
+        "rate_per_s": 1,
+        "duration_s": 1,
+        "requests_sha256": "",
+        "program": [],
+        "mutant": None,
     }
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
 
@@ -117,7 +125,9 @@ def test_a_configured_system_that_is_none_says_so(tmp_path: Path, name: str, com
     assert complaint in finished.stderr
 
 
-def test_an_unwritable_runs_directory_breaks_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_runs_directory_breaks_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file stands where the directory should be."""
     (tmp_path / "runs").write_text("", encoding="utf-8")
 

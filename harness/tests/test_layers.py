@@ -44,7 +44,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_imports_only_what_it_may(folder: str) -> None:
-    """system and harness stand alone; chaos knows the harness only; nothing imports scenarios or loadtests."""
+    """System and harness stand alone; chaos knows the harness only; nothing imports scenarios or loadtests."""
     for path in sources(folder):
         allowed = ALLOWED[folder] | (TESTS_MAY_ALSO.get(folder, set()) if "tests" in path.parts else set())
         ours = {name.split(".")[0] for name in imports(path)} & set(FOLDERS)
@@ -81,4 +81,6 @@ def test_a_client_library_is_imported_in_one_module_for_each_folder(package: str
             if "tests" not in path.parts and package in {name.split(".")[0] for name in imports(path)}
         }
         packages = {path.parent for path in users}
-        assert len(users) <= 1 or (folder == "system" and packages == {Path("system/jetstream")}), sorted(map(str, users))
+        assert len(users) <= 1 or (folder == "system" and packages == {Path("system/jetstream")}), sorted(
+            map(str, users)
+        )

@@ -81,8 +81,12 @@ def test_a_directory_without_bugs_is_refused(tmp_path: Path) -> None:
 def test_only_the_target_is_started_through_the_planting_wrapper(tmp_path: Path) -> None:
     """The other processes are started as ever."""
     bug = read_bug(written(tmp_path, GOOD))
-    payments = ProcessSpec(name="payments", argv=("python", "-m", "system.payments", "-v"), environment=lambda _: {}, ready_path="/")
-    orders = ProcessSpec(name="orders", argv=(sys.executable, "-m", "system.orders"), environment=lambda _: {}, ready_path="/")
+    payments = ProcessSpec(
+        name="payments", argv=("python", "-m", "system.payments", "-v"), environment=lambda _: {}, ready_path="/"
+    )
+    orders = ProcessSpec(
+        name="orders", argv=(sys.executable, "-m", "system.orders"), environment=lambda _: {}, ready_path="/"
+    )
 
     argv = start_planted(bug)
 

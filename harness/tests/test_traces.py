@@ -12,17 +12,47 @@ from harness.traces import trace_from
 MS = 1_000_000
 TRACE = TraceId(f"{7:032x}")
 ORDER = Operation(
-    number=0, kind="create", key="o1", outcome=Outcome.OK, intended_ns=0, began_ns=0, ended_ns=9 * MS,
-    trace_id=TRACE, span_id=SpanId(1), status=202, detail="", request="{}",
+    number=0,
+    kind="create",
+    key="o1",
+    outcome=Outcome.OK,
+    intended_ns=0,
+    began_ns=0,
+    ended_ns=9 * MS,
+    trace_id=TRACE,
+    span_id=SpanId(1),
+    status=202,
+    detail="",
+    request="{}",
 )
 POST = Span(
-    trace_id=TRACE, span_id=SpanId(2), parent_span_id=SpanId(1), service="orders", instance="a", seq=1,
-    name="POST /orders", kind="server", began_ns=MS, ended_ns=8 * MS, status="unset", key="o1", attributes="{}",
+    trace_id=TRACE,
+    span_id=SpanId(2),
+    parent_span_id=SpanId(1),
+    service="orders",
+    instance="a",
+    seq=1,
+    name="POST /orders",
+    kind="server",
+    began_ns=MS,
+    ended_ns=8 * MS,
+    status="unset",
+    key="o1",
+    attributes="{}",
 )
-PUBLISH = replace(POST, span_id=SpanId(3), parent_span_id=SpanId(2), began_ns=2 * MS, name="publish orders.created", kind="producer")
+PUBLISH = replace(
+    POST, span_id=SpanId(3), parent_span_id=SpanId(2), began_ns=2 * MS, name="publish orders.created", kind="producer"
+)
 PROCESS = replace(
-    POST, span_id=SpanId(4), parent_span_id=SpanId(3), began_ns=3 * MS, ended_ns=None, service="payments",
-    name="process orders.created", kind="consumer", status="error",
+    POST,
+    span_id=SpanId(4),
+    parent_span_id=SpanId(3),
+    began_ns=3 * MS,
+    ended_ns=None,
+    service="payments",
+    name="process orders.created",
+    kind="consumer",
+    status="error",
 )
 
 TREE = """create o1  ok  trace 00000000000000000000000000000007
@@ -44,15 +74,19 @@ def test_a_connected_trace_contains_its_spans_in_order() -> None:
 def test_a_missing_span_fails_with_the_tree() -> None:
     """Who reads the failure sees at once what was there instead."""
     with pytest.raises(AssertionError, match="no span provider: POST /charges") as failure:
-        trace_from(ORDER, [POST, PUBLISH, PROCESS]).must_contain(("orders", "POST /orders"), ("provider", "POST /charges"))
+        trace_from(ORDER, [POST, PUBLISH, PROCESS]).must_contain(
+            ("orders", "POST /orders"), ("provider", "POST /charges")
+        )
 
     assert TREE in str(failure.value)
 
 
 def test_spans_in_the_wrong_order_fail_and_say_after_which() -> None:
     """The span is there, but too early."""
-    with pytest.raises(AssertionError, match="no span orders: POST /orders after orders: publish orders.created"):
-        trace_from(ORDER, [POST, PUBLISH]).must_contain(("orders", "publish orders.created"), ("orders", "POST /orders"))
+    with pytest.raises(AssertionError, match=r"no span orders: POST /orders after orders: publish orders\.created"):
+        trace_from(ORDER, [POST, PUBLISH]).must_contain(
+            ("orders", "publish orders.created"), ("orders", "POST /orders")
+        )
 
 
 def test_an_orphan_fails_and_hangs_at_the_end_of_the_tree() -> None:
@@ -60,7 +94,7 @@ def test_an_orphan_fails_and_hangs_at_the_end_of_the_tree() -> None:
     trace = trace_from(ORDER, [POST, PROCESS])
 
     assert not trace.is_connected
-    with pytest.raises(AssertionError, match="payments: process orders.created") as failure:
+    with pytest.raises(AssertionError, match=r"payments: process orders\.created") as failure:
         trace.must_be_connected()
     assert "?? orphan, parent 0000000000000003 unseen\n└─ payments  process orders.created" in str(failure.value)
 

@@ -12,6 +12,7 @@ from harness import cli
 from harness.planting import read_bugs
 from harness.tests.test_layers import ALLOWED, FOLDERS
 from scenarios.shop import SHOP
+from system import topology
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,9 +41,7 @@ def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, list[dict[str, objec
 
 def test_readme_lists_the_experiments_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Name and summary, word for word."""
-    assert table(README, "experiment") == [
-        (each["name"], each["summary"]) for each in listed(capsys)["experiments"]
-    ]
+    assert table(README, "experiment") == [(each["name"], each["summary"]) for each in listed(capsys)["experiments"]]
 
 
 def test_readme_lists_the_invariants_there_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,8 +81,6 @@ def test_architecture_lists_the_folders_and_what_they_may_import() -> None:
 
 def test_architecture_lists_the_subjects_of_the_system() -> None:
     """Subject, stream and durable consumers as the system creates them."""
-    from system import topology
-
     source = Path(topology.__file__).read_text(encoding="utf-8")
     for subject, stream, _message_id, consumers in table(ARCHITECTURE, "subject"):
         for name in (subject, stream, *consumers.replace("`", "").split(", ")):

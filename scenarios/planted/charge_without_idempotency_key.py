@@ -21,7 +21,8 @@ def plant() -> None:
     """Draw the key anew each time it is asked for."""
     from system.payments.provider_client import ProviderClient as Planted
 
-    def fresh_key(_self: ProviderClient, _order: OrderCreated) -> str:
+    def fresh_key(self: ProviderClient, order: OrderCreated) -> str:
+        del self, order
         return uuid.uuid4().hex
 
     Planted.idempotency_key = fresh_key  # type: ignore[method-assign]  # planting is what this file is for

@@ -5,6 +5,7 @@ What was written into a dead connection is gone, and the customer was promised a
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ def plant() -> None:
         self: Publisher, subject: str, payload: bytes, *, message_id: str, headers: Mapping[str, str], deadline_s: float
     ) -> PubAck:
         del deadline_s
-        try:
+        with contextlib.suppress(NotConnectedError):
             await self._connection.send(subject, payload, headers={**headers, "Nats-Msg-Id": message_id})
-        except NotConnectedError:
-            pass
         return Ack(stream="ORDERS", sequence=0, duplicate=False)
 
     Planted.publish = publish  # type: ignore[method-assign]  # planting is what this file is for

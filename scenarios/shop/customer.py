@@ -35,7 +35,9 @@ def requests(seed: int) -> Iterator[Request]:
             number=number,
             kind="create",
             key=f"s{seed}-{number:06d}",
-            body=json.dumps({"customer_id": f"c{chance.randint(1, 500):03d}", "total_amount": cents / 100, "currency": "EUR"}),
+            body=json.dumps(
+                {"customer_id": f"c{chance.randint(1, 500):03d}", "total_amount": cents / 100, "currency": "EUR"}
+            ),
             trace_id=f"{chance.getrandbits(128) | 1:032x}",
             span_id=f"{chance.getrandbits(64) | 1:016x}",
         )
@@ -45,8 +47,8 @@ def requests(seed: int) -> Iterator[Request]:
 def outcome_of(status: int) -> Outcome:
     """Say what an answer to `POST /orders` means.
 
-    202 is a promise, 4xx a refusal. Every other answer (503 after a publish whose acknowledgement did not come) leaves it
-    open whether the order exists.
+    202 is a promise, 4xx a refusal. Every other answer (503 after a publish whose acknowledgement did not come) leaves
+    it open whether the order exists.
     """
     if status == _ACCEPTED:
         return Outcome.OK
@@ -107,7 +109,12 @@ class Customer:
             ) as answer:
                 if answer.status == _NOT_FOUND:
                     return State(
-                        key=key, state=ABSENT, is_final=False, read_ns=time.time_ns(), settled_ns=None, amount_minor=None
+                        key=key,
+                        state=ABSENT,
+                        is_final=False,
+                        read_ns=time.time_ns(),
+                        settled_ns=None,
+                        amount_minor=None,
                     )
                 if answer.status != _OK:
                     return None

@@ -24,7 +24,9 @@ def read_ledger(wiring: Wiring) -> LedgerReading:
 def read_ledger_file(path: Path) -> LedgerReading:
     """Read a ledger file. It is whole when its lines are numbered from 1 without gaps and the last one is not torn."""
     if not path.is_file():
-        channel = Channel(name="ledger", expected=None, received=0, complete=False, why=f"there is no ledger at {path.name}")
+        channel = Channel(
+            name="ledger", expected=None, received=0, complete=False, why=f"there is no ledger at {path.name}"
+        )
         return LedgerReading(entries=(), channel=channel)
     entries: list[LedgerEntry] = []
     gaps: list[str] = []

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from google.protobuf.message import DecodeError
 
 from system.events.shop_pb2 import OrderCreated, PaymentProcessed
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-_EVENTS = {"orders.created": OrderCreated, "payments.processed": PaymentProcessed}
+_EVENTS: Mapping[str, type[OrderCreated | PaymentProcessed]] = {
+    "orders.created": OrderCreated,
+    "payments.processed": PaymentProcessed,
+}
 
 
 def key_of_message(subject: str, _headers: Mapping[str, str], payload: bytes) -> str | None:

@@ -1,8 +1,8 @@
 """The events of the shop as values, and their one wire form: Protocol Buffers, from `shop.proto`.
 
-Decoding is strict where money is concerned: bytes that are no such event, an event without an order id or an amount, and
-a payment status that this version does not know all raise `UndecodableError`. A status is never guessed, so nothing
-unknown is ever taken for paid. Unknown fields are ignored, so newer producers can be read.
+Decoding is strict where money is concerned: bytes that are no such event, an event without an order id or an amount,
+and a payment status that this version does not know all raise `UndecodableError`. A status is never guessed, so
+nothing unknown is ever taken for paid. Unknown fields are ignored, so newer producers can be read.
 """
 
 from __future__ import annotations

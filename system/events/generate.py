@@ -1,8 +1,8 @@
 """Write `shop_pb2.py` and `shop_pb2.pyi` from `shop.proto`, or check that they are what it says.
 
 `python -m system.events.generate` regenerates in place; `--check` changes nothing and exits 1 when the committed code
-differs. The version line of the generator is not compared: a newer grpcio-tools writes the same code under a new number.
-It needs grpcio-tools, which only developers have; the running system does not.
+differs. The version line of the generator is not compared: a newer grpcio-tools writes the same code under a new
+number. It needs grpcio-tools, which only developers have; the running system does not.
 """
 
 from __future__ import annotations

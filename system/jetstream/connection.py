@@ -1,9 +1,9 @@
 """The connection to NATS. This is the only module that imports `nats`.
 
-Promises: an endless try to get back, with jitter; a silent partition is noticed within `PING_EVERY_S` x (`PINGS_MAX` + 1);
-an attempt to reconnect that gets no answer is given up after `CONNECT_ATTEMPT_S`; while there is no connection nothing is
-accepted for sending, so nothing waits in a buffer that nobody watches. Should nats-py close for good (it does so on most
-errors that a server reports), a new client takes over with the same subscriptions.
+Promises: an endless try to get back, with jitter; a silent partition is noticed within `PING_EVERY_S` x (`PINGS_MAX`
++ 1); an attempt to reconnect that gets no answer is given up after `CONNECT_ATTEMPT_S`; while there is no connection
+nothing is accepted for sending, so nothing waits in a buffer that nobody watches. Should nats-py close for good (it
+does so on most errors that a server reports), a new client takes over with the same subscriptions.
 
 Does not: promise that what was sent arrived. That is what `Publisher` and acks are for.
 """
@@ -158,7 +158,7 @@ class Connection:
             self._subscriptions[subject] = await self._client.subscribe(subject, cb=_coroutine(receiver))
 
     async def drain(self, subject: str, *, within_s: float) -> None:
-        """End a subscription; what the server had sent by then is received before this returns, or `within_s` is over."""
+        """End a subscription; what the server had sent is received before this returns, or `within_s` is over."""
         self._receivers.pop(subject, None)
         subscription = self._subscriptions.pop(subject, None)
         if subscription is None or not self.is_connected:
@@ -330,9 +330,7 @@ class _PromptTransport(TcpTransport):
 def _coroutine(receiver: Receiver):  # type: ignore[no-untyped-def]  # noqa: ANN202 - nats-py's callback type
     async def receive(message: Msg) -> None:
         receiver(
-            Message(
-                subject=message.subject, reply=message.reply, payload=message.data, headers=message.headers or {}
-            )
+            Message(subject=message.subject, reply=message.reply, payload=message.data, headers=message.headers or {})
         )
 
     return receive

@@ -1,11 +1,11 @@
 """A pull loop over a durable consumer: deliveries to a handler, with everything bounded.
 
-Promises: at most `in_hand_max` deliveries are with the handler (a dead pull request that comes alive again may add its
-batch); one pull request is open whenever there is room; a request that ended, went silent or was lost with its connection
-is replaced (nats.py #504: its own `fetch` stays silent after a server restart); a handling longer than a third of AckWait
-is announced to the broker as in progress; a consumer deleted under us is made again. After `stop` nothing is pulled, what
-arrives is handed back, and `run` returns when what is in hand is finished, or given up after `finish_within_s`: the broker
-delivers that again.
+Promises: at most `in_hand_max` deliveries are with the handler (a dead pull request that comes alive again may add
+its batch); one pull request is open whenever there is room; a request that ended, went silent or was lost with its
+connection is replaced (nats.py #504: its own `fetch` stays silent after a server restart); a handling longer than a
+third of AckWait is announced to the broker as in progress; a consumer deleted under us is made again. After `stop`
+nothing is pulled, what arrives is handed back, and `run` returns when what is in hand is finished, or given up after
+`finish_within_s`: the broker delivers that again.
 
 Does not: answer deliveries (handlers do) or survive a handler that raises (`system.processing` never does).
 """
@@ -209,7 +209,7 @@ class Consumer:
                 self._is_missing = True
                 self._end_request(pause=True)
             case "409":
-                # "Consumer Deleted", "Leadership Change", "Server Shutdown", "Exceeded MaxWaiting", ...: the request is over.
+                # "Consumer Deleted", "Leadership Change", "Server Shutdown", ...: the request is over.
                 self._is_missing = "deleted" in description.lower()
                 self._end_request(pause="batch completed" not in description.lower())
             case _:
@@ -267,5 +267,3 @@ class Consumer:
             log.warning("%d deliveries of %s are left to be delivered again", len(unfinished), self._spec.name)
         for handling in unfinished:
             handling.cancel()
-
-

@@ -95,5 +95,8 @@ class Delivery:
                 await self._connection.send(self._reply, answer)
         except (TimeoutError, NotConnectedError):
             log.info(
-                "%s of message %d of %s was not sent: no connection", answer.split()[0].decode(), self.sequence, self.stream
+                "%s of message %d of %s was not sent: no connection",
+                answer.split()[0].decode(),
+                self.sequence,
+                self.stream,
             )

@@ -69,7 +69,9 @@ class Publisher:
         self._waiting: dict[str, asyncio.Future[Message | None]] = {}
         self._slots = asyncio.Semaphore(OUTSTANDING_MAX)
         self._retries = metrics.counter("publish_retries", "Publishes repeated because no ack came")
-        self._duplicates = metrics.counter("publish_duplicates", "Publishes of which the server had the message already")
+        self._duplicates = metrics.counter(
+            "publish_duplicates", "Publishes of which the server had the message already"
+        )
         self._outstanding = metrics.gauge("publishes_outstanding", "Publishes waiting for their ack")
 
     async def start(self) -> None:
@@ -112,9 +114,7 @@ class Publisher:
         finally:
             self._waiting.pop(token, None)
 
-    async def attempt(
-        self, subject: str, payload: bytes, headers: Mapping[str, str], *, token: str
-    ) -> Message | None:
+    async def attempt(self, subject: str, payload: bytes, headers: Mapping[str, str], *, token: str) -> Message | None:
         """Send once and wait for the server's answer; None if none came in time.
 
         All attempts of one publish share a token, so a late answer to an earlier one counts for the current one.

@@ -1,8 +1,8 @@
 """Streams and durable consumers: created if they are not there, and checked if they are.
 
 Promises: after `ensure_stream` and `ensure_consumer` the broker holds exactly the configuration asked for; one that
-exists and differs raises `TopologyError` that says in what. Never changes or deletes anything that exists. Whoever starts
-first creates; the same request from two processes is no conflict.
+exists and differs raises `TopologyError` that says in what. Never changes or deletes anything that exists. Whoever
+starts first creates; the same request from two processes is no conflict.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 
@@ -26,8 +25,6 @@ _STREAM_DIFFERS = 10058
 _CONSUMER_DIFFERS = frozenset({10013, 10148})
 _UNAVAILABLE = 503
 _NS = 1_000_000_000
-
-_T = TypeVar("_T")
 
 
 class TopologyError(StartError):

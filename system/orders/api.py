@@ -1,7 +1,7 @@
 """The HTTP face of orders: `POST /orders` and `GET /orders/{id}`.
 
-Promises: 202 only for what the stream holds; a 4xx published nothing; a 503 with an `order_id` means that nobody can tell,
-and asking again with that id as `Idempotency-Key` is safe. Every refusal is a problem document.
+Promises: 202 only for what the stream holds; a 4xx published nothing; a 503 with an `order_id` means that nobody can
+tell, and asking again with that id as `Idempotency-Key` is safe. Every refusal is a problem document.
 """
 
 from __future__ import annotations
@@ -97,10 +97,9 @@ class OrdersApi:
             raise RefusedError(problem(415, f"the body must be {JSON} in UTF-8"))
         try:
             body = self._body.decode(request.body)
-            body.customer_id.encode()  # a lone surrogate is no text
         except msgspec.ValidationError as error:
             raise RefusedError(problem(422, f"the body is not an order: {error}")) from None
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise RefusedError(problem(400, f"the body is not JSON in UTF-8: {error}")) from None
         if not 1 <= len(body.customer_id) <= CUSTOMER_ID_MAX_CHARS:
             raise RefusedError(problem(422, f"customer_id must have 1 to {CUSTOMER_ID_MAX_CHARS} characters"))
@@ -132,7 +131,9 @@ class OrdersApi:
             detail = f"there is another order under Idempotency-Key {new.order_id}"
             return self._refuse(problem(409, detail, order_id=new.order_id))
         except TooManyRecentError:
-            return self._refuse(problem(503, "too many orders are under way; this one was not taken", retry_after_s=RETRY_AFTER_S))
+            return self._refuse(
+                problem(503, "too many orders are under way; this one was not taken", retry_after_s=RETRY_AFTER_S)
+            )
         except PublishRefusedError as error:
             return self._refuse(problem(503, f"the order was not taken: {error}", retry_after_s=RETRY_AFTER_S))
         except PublishUnknownError as error:

@@ -1,9 +1,9 @@
 """Taking an order: the same id never means two different orders, and accepted means stored in the stream.
 
-Promises: `accept` returns only when OrderCreated is in the stream with exactly this customer, amount and currency; asked
-again with the same id and the same order it returns again; with a different order it raises `ConflictError`. The check
-does not rest on this process's memory: when the broker says that it had the message before, the stored one is read.
-Beyond the broker's dedup window the table answers instead.
+Promises: `accept` returns only when OrderCreated is in the stream with exactly this customer, amount and currency;
+asked again with the same id and the same order it returns again; with a different order it raises `ConflictError`.
+The check does not rest on this process's memory: when the broker says that it had the message before, the stored one
+is read. Beyond the broker's dedup window the table answers instead.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class NewOrder:
 class Intake:
     """Accepts orders and finds them."""
 
-    def __init__(
-        self, connection: Connection, announcer: Announcer, store: OrderStore, recent: RecentOrders
-    ) -> None:
+    def __init__(self, connection: Connection, announcer: Announcer, store: OrderStore, recent: RecentOrders) -> None:
         self._connection = connection
         self._announcer = announcer
         self._store = store
@@ -55,8 +53,8 @@ class Intake:
     async def accept(self, new: NewOrder) -> None:
         """Store an order in the stream, once.
 
-        Raises `ConflictError`, `TooManyRecentError` or `PublishRefusedError` if it certainly is not stored by this call,
-        and `PublishUnknownError` if nobody can tell.
+        Raises `ConflictError`, `TooManyRecentError` or `PublishRefusedError` if this call certainly did not store it, and
+        `PublishUnknownError` if nobody can tell.
         """
         known = self.find(new.order_id)
         if known is not None:
@@ -119,4 +117,6 @@ class Intake:
         try:
             return events.decode_order_created(await stored_payload(self._connection, ack.stream, ack.sequence))
         except (RequestError, events.UndecodableError) as error:
-            raise PublishUnknownError(f"{order.order_id} was published before, and that cannot be read: {error}") from None
+            raise PublishUnknownError(
+                f"{order.order_id} was published before, and that cannot be read: {error}"
+            ) from None

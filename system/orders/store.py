@@ -110,7 +110,9 @@ class OrderStore:
             self._reads = sqlite3.connect(path, isolation_level=None)
             self._reads.execute("PRAGMA query_only=1")
         except sqlite3.Error as error:
-            raise StoreOpenError(f"the database {path} cannot be used: {error}; set ORDERS_DB to another file") from None
+            raise StoreOpenError(
+                f"the database {path} cannot be used: {error}; set ORDERS_DB to another file"
+            ) from None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="orders-writer")
         self._tasks = asyncio.TaskGroup()
         self._waiting: list[tuple[Change, asyncio.Future[None]]] = []

@@ -1,0 +1,1 @@
+"""The payments service: charges every order, once, and says how it ended."""

@@ -1,8 +1,8 @@
 """The payment provider as payments sees it: one charge, asked for once, inside its CLIENT span.
 
 Promises: the idempotency key of an order is always the same, across attempts, processes and restarts; an outcome is
-`Captured` or `Declined` only if the provider said so. Everything that may be better later raises `ProviderUnavailableError`, be
-it certain that nothing happened or not: the key makes asking again safe.
+`Captured` or `Declined` only if the provider said so. Everything that may be better later raises
+`ProviderUnavailableError`, be it certain that nothing happened or not: the key makes asking again safe.
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ async def serve(settings: PaymentsSettings, stopping: Stopping) -> None:
 
     async with Telemetry(settings.telemetry, metrics) as telemetry, connection:
         tracer = telemetry.tracer
-        handler = PaymentHandler(
-            ProviderClient(http, tracer=tracer), Announcer(tracer, publisher), metrics=metrics
-        )
+        handler = PaymentHandler(ProviderClient(http, tracer=tracer), Announcer(tracer, publisher), metrics=metrics)
         consumer = Consumer(
             connection,
             spec,

@@ -1,0 +1,1 @@
+"""The stand-in payment provider: charges once per key, and writes it down before it answers."""

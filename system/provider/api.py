@@ -67,7 +67,7 @@ class ProviderApi:
             return problem(400, "Idempotency-Key must be 1 to 255 visible ASCII characters")
         try:
             body = self._body.decode(request.body)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             return problem(400, f"the body is not a charge: {error}")
         if not body.order_id or body.amount_minor <= 0 or not money.is_currency(body.currency):
             return problem(422, "a charge needs an order_id, an amount_minor above 0 and a currency")

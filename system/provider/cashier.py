@@ -1,8 +1,8 @@
 """Charging cards, at most once per idempotency key.
 
-Promises: one key has one outcome, however many requests carry it, at once or after a restart; the outcome is in the ledger
-before anybody hears of it; a key that comes with a different order or amount is refused. The card network's thinking time is
-spent before the money moves, and is the same for every request.
+Promises: one key has one outcome, however many requests carry it, at once or after a restart; the outcome is in the
+ledger before anybody hears of it; a key that comes with a different order or amount is refused. The card network's
+thinking time is spent before the money moves, and is the same for every request.
 
 The decline rule of this stand-in: an amount whose hundredths end in 13 is declined. Declines are final.
 """
@@ -55,7 +55,7 @@ class Cashier:
         self._deciding: dict[str, asyncio.Lock] = {}
 
     async def charge(self, request: ChargeRequest) -> Outcome:
-        """The one outcome of this key; `KeyReusedError` if the key is another's, `LedgerError` if nothing was decided."""
+        """The one outcome of this key; `KeyReusedError` if it is another's, `LedgerError` if nothing was decided."""
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
         key = request.idempotency_key

@@ -1,8 +1,9 @@
 """The provider's ledger: an append-only file of JSON lines, fsynced before anybody is told.
 
-Promises: `append` returns only after the line is on disk, and lines that wait together share one fsync; sequence numbers
-are 1, 2, 3, ... without a gap; a last line cut short by a crash is removed at the next start, with a warning, and nobody was ever
-told of it. A damaged line anywhere else stops the start: money is not guessed. One process at a time may hold the file.
+Promises: `append` returns only after the line is on disk, and lines that wait together share one fsync; sequence
+numbers are 1, 2, 3, ... without a gap; a last line cut short by a crash is removed at the next start, with a warning,
+and nobody was ever told of it. A damaged line anywhere else stops the start: money is not guessed. One process at a
+time may hold the file.
 
     {"seq":1,"kind":"charge","charge_id":"ch_..","order_id":"..","idempotency_key":"..","amount_minor":1250,"currency":"EUR","at_ns":..}
 
@@ -137,7 +138,9 @@ class Ledger:
         content = self._path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            log.warning("the ledger's last line was cut short by a crash (%d bytes); it is removed", len(content) - whole)
+            log.warning(
+                "the ledger's last line was cut short by a crash (%d bytes); it is removed", len(content) - whole
+            )
             os.ftruncate(self._fd, whole)
             os.fsync(self._fd)
         decoder = msgspec.json.Decoder(Entry)

@@ -1,8 +1,9 @@
 """Traces: how a trace travels in headers, and the tracer whose spans survive a killed process.
 
-Promises: every span of a process is numbered from 1 at its start (`telemetry.seq`) within a boot (`service.instance.id`),
-so that a loss can be measured; with a spool directory the ended spans and the list of open ones outlive SIGKILL (the
-format is in `spool.py`). Does not: sample, or touch OpenTelemetry's global provider; a tracer is a value that is passed.
+Promises: every span of a process is numbered from 1 at its start (`telemetry.seq`) within a boot
+(`service.instance.id`), so that a loss can be measured; with a spool directory the ended spans and the list of open
+ones outlive SIGKILL (the format is in `spool.py`). Does not: sample, or touch OpenTelemetry's global provider; a
+tracer is a value that is passed.
 
 Callers reach `inject` and `extract` through this module, never by a copy of the name.
 """
@@ -32,7 +33,7 @@ def inject(headers: dict[str, str]) -> None:
 
 
 def extract(headers: Mapping[str, str]) -> Context:
-    """The caller's span in headers that arrived, whatever the case of their names; an empty context if there is none."""
+    """The caller's span in headers that arrived, whatever the case of their names; empty if there is none."""
     carrier = {name.lower(): value for name, value in headers.items() if name.lower() in _W3C.fields}
     return _W3C.extract(carrier, context=Context())
 

@@ -58,9 +58,7 @@ def encode_span(span: ReadableSpan) -> bytes:
         dropped_links_count=span.dropped_links,
     )
     for event in span.events:
-        message.events.add(
-            time_unix_nano=event.timestamp, name=event.name, attributes=_attributes(event.attributes)
-        )
+        message.events.add(time_unix_nano=event.timestamp, name=event.name, attributes=_attributes(event.attributes))
     for link in span.links:
         message.links.add(
             trace_id=link.context.trace_id.to_bytes(16, "big"),

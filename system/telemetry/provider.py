@@ -1,7 +1,7 @@
 """The OpenTelemetry SDK set up for one boot: it makes the spans, we number, encode, spool and ship them.
 
-Every span is recorded: whether a caller sampled its own trace is not a reason to lose an order here. Belongs to the event
-loop's thread.
+Every span is recorded: whether a caller sampled its own trace is not a reason to lose an order here. Belongs to the
+event loop's thread.
 """
 
 from __future__ import annotations

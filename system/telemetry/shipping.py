@@ -1,8 +1,8 @@
 """Ended spans on their way to a collector: OTLP over HTTP, in batches, in the background.
 
 Promises: bounded memory (the oldest spans go first, and are counted); a batch that the collector did not take is sent
-again, unchanged, with growing waits; at the end what is left is sent within `FLUSH_WITHIN_S`. Does not promise delivery:
-a collector that stays away costs spans, which `spans_dropped_total` and the gaps in `telemetry.seq` show.
+again, unchanged, with growing waits; at the end what is left is sent within `FLUSH_WITHIN_S`. Does not promise
+delivery: a collector that stays away costs spans, which `spans_dropped_total` and the gaps in `telemetry.seq` show.
 """
 
 from __future__ import annotations

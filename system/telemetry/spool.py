@@ -1,8 +1,9 @@
 """Spans on disk that outlive the process that made them. The two files of a boot are a public contract.
 
 `<service>-<instance>.spans`: frames, each a little-endian uint32 length and so many bytes. The first frame is a
-serialized `opentelemetry.proto.resource.v1.Resource`; every later one a serialized `opentelemetry.proto.trace.v1.Span`,
-appended with one write(2) when the span ends. After a crash the last frame may be cut short; nothing before it is.
+serialized `opentelemetry.proto.resource.v1.Resource`; every later one a serialized
+`opentelemetry.proto.trace.v1.Span`, appended with one write(2) when the span ends. After a crash the last frame may
+be cut short; nothing before it is.
 
 `<service>-<instance>.open`: which spans are open now, mapped into memory. A header of 64 bytes:
 
@@ -24,9 +25,9 @@ then `slot_count` slots:
     offset 49  1 byte   length of the name in bytes
     offset 50  up to 78 bytes of the name, UTF-8
 
-Integers are little-endian. `seq` is written last when a slot is taken and cleared after the span is in the first file, so
-a process killed at any moment leaves each started span in the first file, in a slot, or (between two instructions) in
-both: readers take the first file's word. `started` is raised after the slot is filled.
+Integers are little-endian. `seq` is written last when a slot is taken and cleared after the span is in the first
+file, so a process killed at any moment leaves each started span in the first file, in a slot, or (between two
+instructions) in both: readers take the first file's word. `started` is raised after the slot is filled.
 
 Promises: what is written survives SIGKILL, because it is in the page cache. Does not survive a power cut: nothing is
 fsynced. With more than 4096 spans open at once, the surplus is only counted. Belongs to one thread.

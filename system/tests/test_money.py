@@ -26,7 +26,9 @@ def test_any_double_is_an_amount_within_bounds_or_refused(total: float) -> None:
     assert abs(total - minor / 100) <= 1e-6
 
 
-@pytest.mark.parametrize("total", [0.0, -0.0, -1.0, 0.001, 0.005, 1.234, 1_000_000.01, 1e308, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "total", [0.0, -0.0, -1.0, 0.001, 0.005, 1.234, 1_000_000.01, 1e308, float("nan"), float("inf")]
+)
 def test_these_are_no_amounts(total: float) -> None:
     """Nothing, less than nothing, a third decimal, too much, and what is no number."""
     with pytest.raises(money.AmountError):
@@ -39,7 +41,9 @@ def test_a_sum_that_is_off_in_the_last_place_is_forgiven() -> None:
     assert money.minor_from_total(1.1 * 3) == 330
 
 
-@pytest.mark.parametrize(("code", "is_one"), [("EUR", True), ("eur", False), ("EURO", False), ("", False), ("ÄÖÜ", False)])
+@pytest.mark.parametrize(
+    ("code", "is_one"), [("EUR", True), ("eur", False), ("EURO", False), ("", False), ("ÄÖÜ", False)]
+)
 def test_a_currency_is_three_capital_letters(code: str, is_one: bool) -> None:
     """The form of ISO 4217, no more."""
     assert money.is_currency(code) is is_one

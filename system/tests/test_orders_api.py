@@ -124,11 +124,16 @@ async def test_a_bad_body_is_a_problem_and_nothing_is_published(body: bytes, sta
     assert desk.accepted == []
 
 
-@given(st.binary(max_size=200) | st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=80),
-    lambda inner: st.dictionaries(st.sampled_from(["customer_id", "total_amount", "currency"]) | st.text(max_size=3), inner),
-    max_leaves=6,
-).map(lambda value: json.dumps(value).encode()))
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=80),
+        lambda inner: st.dictionaries(
+            st.sampled_from(["customer_id", "total_amount", "currency"]) | st.text(max_size=3), inner
+        ),
+        max_leaves=6,
+    ).map(lambda value: json.dumps(value).encode())
+)
 async def test_whatever_is_posted_is_an_order_or_a_4xx(body: bytes) -> None:
     """Never a 5xx, and never an order that breaks a bound."""
     desk = Desk()

@@ -77,7 +77,13 @@ class Loudspeaker(Announcer):
         self.announced: list[PaymentProcessed] = []
 
     async def announce(
-        self, *, subject: str, payload: bytes, message_id: str, order_id: str, deadline_s: float  # noqa: ARG002
+        self,
+        *,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        order_id: str,
+        deadline_s: float,  # noqa: ARG002
     ) -> PubAck:
         self._story.append(f"announce {message_id}")
         if self._failure is not None:
@@ -89,9 +95,7 @@ class Loudspeaker(Announcer):
 class Case:
     """One delivery with everything around it scripted."""
 
-    def __init__(
-        self, *outcomes: Outcome, announcing: Exception | None = None, payload: bytes | None = None
-    ) -> None:
+    def __init__(self, *outcomes: Outcome, announcing: Exception | None = None, payload: bytes | None = None) -> None:
         self.story: list[str] = []
         self.speaker = Loudspeaker(self.story, announcing)
         self.handler = PaymentHandler(Scripted(self.story, outcomes), self.speaker, metrics=Metrics())

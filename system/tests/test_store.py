@@ -92,7 +92,7 @@ async def test_a_commit_that_fails_is_an_error_and_not_stored(tmp_path: Path) ->
     """While somebody else holds the file's lock nothing is stored, and later it can be."""
     path = tmp_path / "orders.db"
     async with OrderStore(path) as store:
-        store._writes.execute("PRAGMA busy_timeout=10")  # noqa: SLF001 - or the test would wait 2 s
+        store._writes.execute("PRAGMA busy_timeout=10")
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreError):

@@ -69,7 +69,10 @@ async def test_a_request_may_come_byte_by_byte() -> None:
         (b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1001\r\n\r\n", 413),
-        (b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n", 413),
+        (
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n",
+            413,
+        ),
         (b"GET / HTTP/1.1\r\nhost: x\r\ncookie: " + b"x" * HEAD_MAX_BYTES, 431),
     ],
 )
@@ -167,7 +170,7 @@ async def test_the_client_uses_its_connection_again() -> None:
     async with serving(Echo()) as (server, port):
         client = client_to(port)
         answers = [await client.post("/", b"%d" % n, headers={}, within_s=5) for n in range(10)]
-        assert len(server._connections) == 1  # noqa: SLF001 - what the test is about
+        assert len(server._connections) == 1
         client.close()
 
     assert [answer.body for answer in answers] == [b"/%d" % n for n in range(10)]

@@ -1,7 +1,7 @@
 """One connection of the HTTP server: bytes in, requests in turn, responses in the same order.
 
-Promises: at most `PIPELINE_MAX` requests wait; a head or body above its bound is refused as soon as that is known, and what
-follows it is swallowed, not kept. Does not know what requests mean: the server it belongs to answers them.
+Promises: at most `PIPELINE_MAX` requests wait; a head or body above its bound is refused as soon as that is known,
+and what follows it is swallowed, not kept. Does not know what requests mean: the server it belongs to answers them.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def problem(status: int, detail: str, *, order_id: str = "", retry_after_s: int 
 
     order_id: the order the problem is about. retry_after_s: when to try again. allow: the methods that would do.
     """
-    body = _Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, order_id=order_id)
+    body = _Problem(
+        type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, order_id=order_id
+    )
     headers: tuple[tuple[str, str], ...] = ()
     if retry_after_s:
         headers += (("retry-after", str(retry_after_s)),)

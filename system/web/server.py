@@ -146,5 +146,3 @@ class Server:
             now_s = time.monotonic()
             for connection in list(self._connections):
                 connection.expire(now_s)
-
-

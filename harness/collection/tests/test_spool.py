@@ -49,7 +49,9 @@ def frames(*messages: bytes) -> bytes:
 def slot(number: int, name: str) -> bytes:
     """Make the slot of an open span."""
     octets = name.encode()
-    packed = struct.pack("<QQ16s8s8sBB", number, 11, TRACE, number.to_bytes(8, "big"), bytes(8), 5, len(octets)) + octets
+    packed = (
+        struct.pack("<QQ16s8s8sBB", number, 11, TRACE, number.to_bytes(8, "big"), bytes(8), 5, len(octets)) + octets
+    )
     return packed.ljust(128, b"\0")
 
 

@@ -16,12 +16,33 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPERATION = Operation(
-    number=1, kind="create", key="o1", outcome=Outcome.UNKNOWN, intended_ns=2**62, began_ns=2, ended_ns=None,
-    trace_id=TraceId("ab" * 16), span_id=SpanId(2**64 - 1), status=None, detail="ä ✓", request="{}",
+    number=1,
+    kind="create",
+    key="o1",
+    outcome=Outcome.UNKNOWN,
+    intended_ns=2**62,
+    began_ns=2,
+    ended_ns=None,
+    trace_id=TraceId("ab" * 16),
+    span_id=SpanId(2**64 - 1),
+    status=None,
+    detail="ä ✓",
+    request="{}",
 )
 SPAN = Span(
-    trace_id=TraceId("00" * 15 + "01"), span_id=SpanId(2**63), parent_span_id=None, service="s", instance="i", seq=None,
-    name="n", kind="server", began_ns=1, ended_ns=None, status="unset", key=None, attributes="{}",
+    trace_id=TraceId("00" * 15 + "01"),
+    span_id=SpanId(2**63),
+    parent_span_id=None,
+    service="s",
+    instance="i",
+    seq=None,
+    name="n",
+    kind="server",
+    began_ns=1,
+    ended_ns=None,
+    status="unset",
+    key=None,
+    attributes="{}",
 )
 
 
@@ -58,7 +79,10 @@ def test_anyone_can_open_the_file_without_the_harness(tmp_path: Path) -> None:
 
 def test_evidence_that_is_being_read_cannot_be_changed(tmp_path: Path) -> None:
     """Frozen means frozen."""
-    with EvidenceWriter(tmp_path / "evidence.duckdb").finish() as evidence, pytest.raises(duckdb.Error, match="read-only"):
+    with (
+        EvidenceWriter(tmp_path / "evidence.duckdb").finish() as evidence,
+        pytest.raises(duckdb.Error, match="read-only"),
+    ):
         evidence.query("DELETE FROM operations")
 
 

@@ -20,20 +20,56 @@ from harness.records import Message, Operation, Outcome, Span, SpanId, SpanLink,
 TRACE, FOREIGN = TraceId(f"{7:032x}"), TraceId(f"{8:032x}")
 
 OPERATION = Operation(
-    number=0, kind="create", key="o1", outcome=Outcome.OK, intended_ns=0, began_ns=0, ended_ns=9,
-    trace_id=TRACE, span_id=SpanId(1), status=202, detail="", request="{}",
+    number=0,
+    kind="create",
+    key="o1",
+    outcome=Outcome.OK,
+    intended_ns=0,
+    began_ns=0,
+    ended_ns=9,
+    trace_id=TRACE,
+    span_id=SpanId(1),
+    status=202,
+    detail="",
+    request="{}",
 )
 SERVER = Span(
-    trace_id=TRACE, span_id=SpanId(2), parent_span_id=SpanId(1), service="orders", instance="a", seq=1,
-    name="POST /orders", kind="server", began_ns=1, ended_ns=8, status="unset", key="o1", attributes="{}",
+    trace_id=TRACE,
+    span_id=SpanId(2),
+    parent_span_id=SpanId(1),
+    service="orders",
+    instance="a",
+    seq=1,
+    name="POST /orders",
+    kind="server",
+    began_ns=1,
+    ended_ns=8,
+    status="unset",
+    key="o1",
+    attributes="{}",
 )
-PUBLISH = replace(SERVER, span_id=SpanId(3), parent_span_id=SpanId(2), seq=2, name="publish orders.created", kind="producer")
+PUBLISH = replace(
+    SERVER, span_id=SpanId(3), parent_span_id=SpanId(2), seq=2, name="publish orders.created", kind="producer"
+)
 PROCESS = replace(
-    SERVER, span_id=SpanId(4), parent_span_id=SpanId(3), service="payments", name="process orders.created", kind="consumer"
+    SERVER,
+    span_id=SpanId(4),
+    parent_span_id=SpanId(3),
+    service="payments",
+    name="process orders.created",
+    kind="consumer",
 )
 MESSAGE = Message(
-    stream="ORDERS", sequence=1, subject="orders.created", message_id="m1", stored_ns=3, size_bytes=9, key="o1",
-    trace_id=TRACE, span_id=SpanId(3), headers="{}",
+    stream="ORDERS",
+    sequence=1,
+    subject="orders.created",
+    message_id="m1",
+    stored_ns=3,
+    size_bytes=9,
+    key="o1",
+    trace_id=TRACE,
+    span_id=SpanId(3),
+    headers="{}",
 )
 
 
@@ -84,7 +120,9 @@ def test_a_span_whose_parent_is_nowhere_is_an_orphan() -> None:
 
 def test_an_orphan_is_unknown_when_spans_were_lost() -> None:
     """The parent may be among the lost ones."""
-    evidence = evidence_of(OPERATION, SERVER, PROCESS, MESSAGE, incomplete={"spans": "payments began 9 spans, 8 were seen"})
+    evidence = evidence_of(
+        OPERATION, SERVER, PROCESS, MESSAGE, incomplete={"spans": "payments began 9 spans, 8 were seen"}
+    )
 
     verdict = connected_traces.judge(evidence)
 

@@ -19,8 +19,16 @@ if TYPE_CHECKING:
     from harness.evidence.store import Evidence
 
 WINDOW = FaultWindow(
-    number=0, name="partition", target="a->b", began_ns=1, healed_ns=2, grip=10, grip_unit="bytes", touched=3,
-    verified=True, why="",
+    number=0,
+    name="partition",
+    target="a->b",
+    began_ns=1,
+    healed_ns=2,
+    grip=10,
+    grip_unit="bytes",
+    touched=3,
+    verified=True,
+    why="",
 )
 
 

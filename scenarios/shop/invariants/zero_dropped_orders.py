@@ -68,7 +68,9 @@ class LateOrder:
 
     def sentence(self) -> str:
         """Say it."""
-        return f"order {self.order} became final {self.late_ms} ms after the {SETTLE_WITHIN_S:g} s it had after the heal"
+        return (
+            f"order {self.order} became final {self.late_ms} ms after the {SETTLE_WITHIN_S:g} s it had after the heal"
+        )
 
 
 def _look(evidence: Evidence) -> Examination:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
 from harness.evidence.in_memory import evidence_of
+from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
 from harness.records import Outcome
 from scenarios.shop.invariants.tests.rows import accepted, healed, seen, stored
 from scenarios.shop.invariants.zero_dropped_orders import (
@@ -19,8 +19,12 @@ DEADLINE_MS = round(SETTLE_WITHIN_S * 1000)
 def test_orders_that_were_paid_or_declined_are_not_dropped() -> None:
     """Both final states are a fate."""
     evidence = evidence_of(
-        accepted("o1"), stored("o1"), seen("o1", "PAID", settled_ms=100),
-        accepted("o2"), stored("o2", sequence=2), seen("o2", "DECLINED", settled_ms=120),
+        accepted("o1"),
+        stored("o1"),
+        seen("o1", "PAID", settled_ms=100),
+        accepted("o2"),
+        stored("o2", sequence=2),
+        seen("o2", "DECLINED", settled_ms=120),
     )
 
     verdict = zero_dropped_orders.judge(evidence)
@@ -60,8 +64,11 @@ def test_a_stored_order_whose_customer_was_not_answered_counts_as_accepted() -> 
 def test_an_unanswered_order_that_left_nothing_is_no_promise() -> None:
     """Unknown may mean that it never happened."""
     evidence = evidence_of(
-        accepted("o1", outcome=Outcome.UNKNOWN), seen("o1", "absent"),
-        accepted("o2"), stored("o2"), seen("o2", "PAID", settled_ms=9),
+        accepted("o1", outcome=Outcome.UNKNOWN),
+        seen("o1", "absent"),
+        accepted("o2"),
+        stored("o2"),
+        seen("o2", "PAID", settled_ms=9),
     )
 
     verdict = zero_dropped_orders.judge(evidence)
@@ -87,8 +94,12 @@ def test_a_missing_final_read_makes_a_drop_unknown_not_violated() -> None:
 
 def test_the_last_millisecond_of_the_deadline_counts_from_the_heal_and_is_in_time() -> None:
     """Boundary: exactly at the deadline is in time, one millisecond later is not."""
-    in_time = evidence_of(accepted("o1"), stored("o1"), seen("o1", "PAID", settled_ms=5000 + DEADLINE_MS), healed(at_ms=5000))
-    late = evidence_of(accepted("o1"), stored("o1"), seen("o1", "PAID", settled_ms=5001 + DEADLINE_MS), healed(at_ms=5000))
+    in_time = evidence_of(
+        accepted("o1"), stored("o1"), seen("o1", "PAID", settled_ms=5000 + DEADLINE_MS), healed(at_ms=5000)
+    )
+    late = evidence_of(
+        accepted("o1"), stored("o1"), seen("o1", "PAID", settled_ms=5001 + DEADLINE_MS), healed(at_ms=5000)
+    )
 
     assert zero_dropped_orders.judge(in_time).state is HOLDS
     assert zero_dropped_orders.judge(late).findings == (LateOrder(order="o1", late_ms=1),)
