@@ -1,5 +1,5 @@
 """Load by Locust, in an open loop, with every order on record.
 
-Read `loadtests.locustfile` first. Importing that, `load_test` or `connection` patches the process (gevent), so nothing
+Read `loadtests.locustfile` first. Importing that, `placing` or `connection` patches the process (gevent), so nothing
 but Locust does; the rest is plain Python.
 """

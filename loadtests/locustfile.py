@@ -32,9 +32,9 @@ from locust.runners import LocalRunner
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from harness.collection.history import FILE_NAME
-from loadtests.load_test import ANSWER_WITHIN_S, DRAIN_MARGIN_S, Customer, LoadTest, Wishes
 from loadtests.open_loop import RATE_MAX_PER_S
 from loadtests.own_system import BROKEN, UNKNOWN, OwnSystem, OwnSystemError
+from loadtests.placing import ANSWER_WITHIN_S, DRAIN_MARGIN_S, Customer, LoadTest, Wishes
 from loadtests.recording import Recording
 
 if TYPE_CHECKING:

@@ -23,10 +23,11 @@ _NS_PER_S = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One intended beginning. number: from 0, without gaps."""
+    """One intended beginning. number: from 0, without gaps. is_overdue: it came due before any user was free for it."""
 
     number: int
     due_ns: int
+    is_overdue: bool
 
 
 class OpenLoop:
@@ -40,8 +41,8 @@ class OpenLoop:
             raise ValueError(f"duration_s={duration_s} is not above 0")
         self.start_ns = start_ns
         self.begun = 0
-        self.overdue_busy = 0
-        self.overdue_stalled = 0
+        self.overdue = 0
+        self.lag_max_ns = 0
         self.in_flight = 0
         self.in_flight_max = 0
         self._rate_per_s = rate_per_s
@@ -79,11 +80,8 @@ class OpenLoop:
         """When a slot is due."""
         return self.start_ns + round(number / self._rate_per_s * _NS_PER_S)
 
-    def take(self, now_ns: int, *, last_begun_ns: int = 0) -> Slot | None:
-        """Hand the next slot to a free user; None when there is none left before the end.
-
-        last_begun_ns: when this user began its last slot, 0 for a fresh user.
-        """
+    def take(self, now_ns: int) -> Slot | None:
+        """Hand the next slot to a free user; None when there is none left before the end."""
         if self._end_ns is not None and now_ns >= self._end_ns:
             return None
         number = self._returned[0] if self._returned else self._next
@@ -95,20 +93,19 @@ class OpenLoop:
         else:
             self._next += 1
         self._held.add(number)
-        if now_ns > due_ns:
-            # Had any user been free, it would have held this slot already. Either they were all busy, this one too; or
-            # nobody ran: this user began its last slot after this one was due, making up for a stall of our own.
-            if 0 < last_begun_ns <= due_ns:
-                self.overdue_busy += 1
-            else:
-                self.overdue_stalled += 1
-        return Slot(number=number, due_ns=due_ns)
+        # Had any user been free when it came due, that user would have held it already.
+        is_overdue = now_ns > due_ns
+        self.overdue += is_overdue
+        return Slot(number=number, due_ns=due_ns, is_overdue=is_overdue)
 
-    def begin(self, slot: Slot) -> bool:
+    def begin(self, slot: Slot, now_ns: int) -> bool:
         """Count a slot as begun; False when it is due after an end that was set meanwhile, and must not begin."""
         self._held.discard(slot.number)
         if self._end_ns is not None and slot.due_ns >= self._end_ns:
             return False
+        if not slot.is_overdue:
+            # A free user was waiting for this moment: what it is late is our own lag, not the system's.
+            self.lag_max_ns = max(self.lag_max_ns, now_ns - slot.due_ns)
         self.begun += 1
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 FILE_NAME = "load.json"
 FORMAT = 1
 CANNOT_SAY = -1
-LATE_MS = 20.0
-LATE_SHARE = 0.01
-"""Locust itself was the limit when the 99th percentile began this late, or this share of slots was overdue."""
+LAG_MS = 20.0
+"""A free user that begins so late says that Locust itself did not run."""
+
+CPU_SHARE_FULL = 0.85
+"""One core is all a Locust process can use; near it, answers lie unread and users look busy."""
 
 _NS_PER_MS = 1_000_000
 
@@ -47,8 +49,8 @@ class Percentiles:
 class Asked:
     """What one or several load tests of one Locust process asked for, and how the schedule went.
 
-    slots: how many came due. overdue_busy: begun late because all users were busy. overdue_stalled: begun late because
-    Locust itself did not run. users: how many could be in flight. duration_s: of the schedule, without the drain.
+    slots: how many came due. overdue_slots: begun after they were due, because no user was free then. lag_max_ms: how
+    late a user that was free began at worst. users: how many could be in flight. duration_s: without the drain.
     """
 
     seed: int
@@ -56,8 +58,8 @@ class Asked:
     duration_s: float
     slots: int
     missed_slots: int
-    overdue_busy: int
-    overdue_stalled: int
+    overdue_slots: int
+    lag_max_ms: float
     users: int
     users_busy_max: int
     drain_s: float
@@ -70,8 +72,8 @@ class Asked:
             duration_s=self.duration_s + later.duration_s,
             slots=self.slots + later.slots,
             missed_slots=self.missed_slots + later.missed_slots,
-            overdue_busy=self.overdue_busy + later.overdue_busy,
-            overdue_stalled=self.overdue_stalled + later.overdue_stalled,
+            overdue_slots=self.overdue_slots + later.overdue_slots,
+            lag_max_ms=max(self.lag_max_ms, later.lag_max_ms),
             users=max(self.users, later.users),
             users_busy_max=max(self.users_busy_max, later.users_busy_max),
             drain_s=max(self.drain_s, later.drain_s),
@@ -85,7 +87,8 @@ class Summary:
 
     latency_ms: of all operations, latency_ok_ms: of the accepted ones, both from the intended start. begun_late_ms: how
     long after the intended start they were sent. unanswered: how many of the unknown ones got no answer at all.
-    cpu_us: of this process, per operation. note: what a reader must know of these figures, else empty.
+    cpu_us: of this process, per operation. cpu_share: how much of one core it had while placing orders. note: what a
+    reader must know of these figures, else empty.
     """
 
     format: int = FORMAT
@@ -97,8 +100,8 @@ class Summary:
     unanswered: int
     slots: int
     missed_slots: int
-    overdue_busy: int
-    overdue_stalled: int
+    overdue_slots: int
+    lag_max_ms: float
     rate_asked_per_s: float
     rate_reached_per_s: float
     duration_s: float
@@ -106,6 +109,7 @@ class Summary:
     users: int
     users_busy_max: int
     cpu_us: float
+    cpu_share: float
     latency_ms: Percentiles
     latency_ok_ms: Percentiles
     begun_late_ms: Percentiles
@@ -132,7 +136,6 @@ def write_unfinished(path: Path) -> None:
 
 def summarize(recording: Recording, asked: Asked) -> Summary:
     """Work out the figures. Takes about 0.3 s for a million operations."""
-    late = percentiles([recording.begun_late_ns])
     return Summary(
         seed=asked.seed,
         begun=recording.begun,
@@ -142,8 +145,8 @@ def summarize(recording: Recording, asked: Asked) -> Summary:
         unanswered=recording.unanswered,
         slots=asked.slots,
         missed_slots=asked.missed_slots,
-        overdue_busy=asked.overdue_busy,
-        overdue_stalled=asked.overdue_stalled,
+        overdue_slots=asked.overdue_slots,
+        lag_max_ms=round(asked.lag_max_ms, 3),
         rate_asked_per_s=asked.rate_per_s,
         rate_reached_per_s=round(recording.begun / asked.duration_s, 1) if asked.duration_s else 0.0,
         duration_s=round(asked.duration_s, 3),
@@ -151,10 +154,11 @@ def summarize(recording: Recording, asked: Asked) -> Summary:
         users=asked.users,
         users_busy_max=asked.users_busy_max,
         cpu_us=round(asked.cpu_s / recording.begun * 1e6, 1) if recording.begun else 0.0,
+        cpu_share=round(_cpu_share(asked), 3),
         latency_ms=percentiles(recording.latencies_ns.values()),
         latency_ok_ms=percentiles([recording.latencies_ns[Outcome.OK]]),
-        begun_late_ms=late,
-        note=_note(recording, asked, late),
+        begun_late_ms=percentiles([recording.begun_late_ns]),
+        note=_note(recording, asked),
     )
 
 
@@ -179,21 +183,24 @@ def _write(path: Path, document: dict[str, object]) -> None:
     draft.replace(path)
 
 
-def _note(recording: Recording, asked: Asked, late: Percentiles) -> str:
+def _cpu_share(asked: Asked) -> float:
+    elapsed_s = asked.duration_s + asked.drain_s
+    return asked.cpu_s / elapsed_s if elapsed_s else 0.0
+
+
+def _note(recording: Recording, asked: Asked) -> str:
     notes = []
-    missed = f"{asked.missed_slots} of them were never begun"
-    overdue = asked.overdue_busy + asked.overdue_stalled + asked.missed_slots
-    are_users_the_limit = asked.users_busy_max >= asked.users and asked.overdue_busy >= asked.overdue_stalled
-    if overdue and are_users_the_limit:
-        waited = asked.overdue_busy + asked.missed_slots
+    is_lagging = asked.lag_max_ms > LAG_MS or _cpu_share(asked) > CPU_SHARE_FULL
+    waited = asked.overdue_slots + asked.missed_slots
+    if waited:
         notes.append(
-            f"users were the limit: {waited} of {asked.slots} slots came due while all {asked.users} users were busy "
-            f"({missed})"
+            f"{'' if is_lagging else 'users were the limit: '}{waited} of {asked.slots} slots came due while all "
+            f"{asked.users} users were busy ({asked.missed_slots} of them were never begun)"
         )
-    elif asked.missed_slots or overdue > LATE_SHARE * asked.slots or late.p99 > LATE_MS:
+    if is_lagging:
         notes.append(
-            f"Locust itself was late: it did not get to {overdue} of {asked.slots} slots in time ({missed}), "
-            f"1 in 100 began {late.p99:g} ms late or later; the latencies include this"
+            f"Locust itself was late: it had {_cpu_share(asked):.0%} of a core, and a user that was free began up to "
+            f"{asked.lag_max_ms:.0f} ms late; the latencies include this"
         )
     if recording.unanswered:
         notes.append(f"{recording.unanswered} orders got no answer; their latencies are lower bounds")

@@ -12,7 +12,8 @@ P6.  One `Idempotency-Key` is one order for ever: the same request again is the 
 P7.  Read your writes: an order answered with 202 can be read at once from the process that answered.
 P8.  A state goes forward only: PENDING, then PAID or DECLINED, whatever order messages arrive in and however often.
 P9.  A message is acknowledged only after its effect is durable here: the charge announced, the row committed.
-P10. Everything that belongs to an order is one connected trace, and every span of a process is numbered, so that a loss shows.
+P10. Everything that belongs to an order is one connected trace, and every span of a process is numbered, so that a
+     loss shows.
 P11. A stop (SIGTERM) finishes or gives back what is in hand and exits 0 within 15 s.
 P12. Parts may start in any order and come back by themselves; a process says ready only while it can work.
 

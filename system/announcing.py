@@ -1,5 +1,4 @@
-"""Telling the world that something happened: one event, published inside its PRODUCER span, with the trace in its
-headers.
+"""Telling the world that something happened: an event, published inside its PRODUCER span, carrying the trace.
 
 The span is opened here and not in `Publisher`, so that publishing knows nothing of tracing.
 """

@@ -1,5 +1,4 @@
-"""What happens around the handling of one delivery: its CONSUMER span, and an answer to the broker whatever goes
-wrong.
+"""What happens around the handling of a delivery: its CONSUMER span, and an answer to the broker in any case.
 
 Promises: a handling never raises. What can never succeed (`GiveUpError`, undecodable bytes) is terminated, with an
 error in the log and a count; a stopgap until there is a dead-letter stream. Everything else is handed back with a

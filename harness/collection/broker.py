@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 ADVISORIES = "STORMPROOF_ADVISORIES"
-_ADVISORY_SUBJECTS = ["$JS.EVENT.ADVISORY.>"]
+_ADVISORY_SUBJECTS = ["$JS.EVENT.ADVISORY.CONSUMER.>", "$JS.EVENT.ADVISORY.STREAM.>"]
+"""What happened to streams and consumers; not the audit of every API call, most of which are the harness's own."""
+
 _CONNECT_WITHIN_S = 5
 _FETCH_MESSAGES = 500
 _FETCH_WITHIN_S = 5.0
@@ -142,7 +144,7 @@ class BrokerRecords:
         if count == 0:
             return
         subscription = await self._jetstream.pull_subscribe(
-            ">" if stream != ADVISORIES else _ADVISORY_SUBJECTS[0],
+            ">",
             stream=stream,
             config=ConsumerConfig(
                 ack_policy=AckPolicy.NONE,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "stormproof.story/1"
 LINES_MAX = 10_000
-"""A story has at most so many lines, a drawn trace so many spans (lines too, so the story counts what is left out)."""
+"""A story has at most so many lines, and a drawn trace so many spans; the story says how much is left out."""
 
 TRACES_MAX = 20
 """So many operations of one key have their traces drawn."""

@@ -197,7 +197,7 @@ def _look(evidence: Evidence) -> Examination:
 connected_traces = Invariant(
     id="I9",
     name="traces are connected",
-    claim="the spans of each accepted operation form one trace: one root, no orphan, each delivery linked to its publish",
+    claim="the spans of an accepted operation form one trace: one root, no orphan, each delivery linked to its publish",
     needs=("operations", "spans", "messages"),
     look=_look,
 )

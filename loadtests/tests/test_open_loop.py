@@ -52,12 +52,11 @@ def _wait(
 
 
 def _customer(loop: OpenLoop, answered_at: Callable[[int], int], lived: list[Lived]) -> Generator[int, int, None]:
-    now_ns, begun_ns = (yield START_NS), 0
-    while (slot := loop.take(now_ns, last_begun_ns=begun_ns)) is not None:
+    now_ns = yield START_NS
+    while (slot := loop.take(now_ns)) is not None:
         if slot.due_ns > now_ns:
             now_ns = yield slot.due_ns
-        if loop.begin(slot):
-            begun_ns = now_ns
+        if loop.begin(slot, now_ns):
             now_ns = yield answered_at(now_ns)
             loop.end()
             lived.append(Lived(number=slot.number, latency_ns=now_ns - slot.due_ns))
@@ -85,7 +84,7 @@ def test_a_prompt_server_sees_every_slot_when_it_is_due() -> None:
 
     assert [each.number for each in lived] == list(range(300))
     assert {each.latency_ns for each in lived} == {MS}
-    assert (loop.slots, loop.begun, loop.missed, loop.overdue_busy, loop.overdue_stalled) == (300, 300, 0, 0, 0)
+    assert (loop.slots, loop.begun, loop.missed, loop.overdue, loop.lag_max_ns) == (300, 300, 0, 0, 0)
 
 
 def test_a_stall_shows_as_latency_and_not_as_missing_requests() -> None:
@@ -99,8 +98,8 @@ def test_a_stall_shows_as_latency_and_not_as_missing_requests() -> None:
     assert len(slow) == 100
     assert max(slow) == S + MS
     assert min(slow) == 10 * MS + MS
-    assert loop.in_flight_max == 100
-    assert (loop.missed, loop.overdue_busy) == (0, 0)
+    assert loop.in_flight_max == 101
+    assert (loop.missed, loop.overdue) == (0, 0)
 
 
 def test_a_stall_without_room_shows_the_same_latencies_from_the_intended_start() -> None:
@@ -115,8 +114,8 @@ def test_a_stall_without_room_shows_the_same_latencies_from_the_intended_start()
     assert len(slow) >= 95
     assert loop.missed == 0
     assert loop.in_flight_max == 10
-    assert 90 <= loop.overdue_busy <= 110
-    assert loop.overdue_stalled == 0
+    assert 90 <= loop.overdue <= 110
+    assert loop.lag_max_ns == 0
 
 
 def test_slots_that_nobody_got_to_before_the_end_are_missed() -> None:
@@ -149,17 +148,17 @@ def test_a_stop_just_before_the_planned_end_is_the_planned_end() -> None:
     assert len(lived) == 300
 
 
-def test_an_overdue_slot_of_a_user_that_did_not_run_is_our_own_stall() -> None:
-    """The user was free when the slot came due; only nobody ran it."""
+def test_a_free_user_that_begins_late_is_our_own_lag() -> None:
+    """It held the slot in time; only nobody ran it. A slot that waited for a user says nothing about us."""
     loop = OpenLoop(rate_per_s=100, start_ns=START_NS, duration_s=3)
-    first = loop.take(START_NS)
-    assert first is not None
+    held, overdue = loop.take(START_NS), loop.take(START_NS + 500 * MS)
+    assert held is not None
+    assert overdue is not None
 
-    loop.begin(first)
-    loop.end()
-    loop.take(START_NS + 500 * MS, last_begun_ns=START_NS + 499 * MS)
+    loop.begin(held, START_NS + 40 * MS)
+    loop.begin(overdue, START_NS + 500 * MS)
 
-    assert (loop.overdue_busy, loop.overdue_stalled) == (0, 1)
+    assert (loop.overdue, loop.lag_max_ns) == (1, 40 * MS)
 
 
 def test_a_slot_that_was_given_back_goes_to_the_next_user() -> None:
@@ -171,7 +170,7 @@ def test_a_slot_that_was_given_back_goes_to_the_next_user() -> None:
     loop.give_back(taken[1])
 
     assert loop.take(START_NS) == taken[1]
-    assert loop.take(START_NS) == Slot(number=3, due_ns=START_NS + 30 * MS)
+    assert loop.take(START_NS) == Slot(number=3, due_ns=START_NS + 30 * MS, is_overdue=False)
 
 
 def test_a_slot_held_at_the_end_is_waited_for_when_it_was_due_and_dropped_when_not() -> None:
@@ -184,8 +183,8 @@ def test_a_slot_held_at_the_end_is_waited_for_when_it_was_due_and_dropped_when_n
     loop.close(START_NS + 5 * MS)
 
     assert not loop.is_over(START_NS + 6 * MS)
-    assert loop.begin(due)
-    assert not loop.begin(later)
+    assert loop.begin(due, START_NS + 6 * MS)
+    assert not loop.begin(later, START_NS + 10 * MS)
     loop.end()
     assert loop.is_over(START_NS + 6 * MS)
     assert (loop.slots, loop.begun, loop.missed) == (1, 1, 0)

@@ -10,7 +10,8 @@ import pytest
 
 from harness.records import Outcome
 from loadtests.orders import order, outcome_of
-from scenarios.shop import customer
+from scenarios.shop.customer import outcome_of as outcome_of_harness
+from scenarios.shop.customer import requests
 
 
 def test_the_same_seed_asks_for_the_same_orders_in_any_order_of_asking() -> None:
@@ -34,7 +35,7 @@ def test_no_two_orders_share_a_key_a_trace_or_a_span() -> None:
 
 def test_an_order_has_the_shape_of_the_harnesss_own() -> None:
     """Same key, same fields, same kinds of values: a run by Locust is judged like any other."""
-    for ours, theirs in zip((order(5, number) for number in range(50)), islice(customer.requests(5), 50), strict=True):
+    for ours, theirs in zip((order(5, number) for number in range(50)), islice(requests(5), 50), strict=True):
         asked, expected = json.loads(ours.body), json.loads(theirs.body)
         assert ours.key == theirs.key
         assert asked.keys() == expected.keys()
@@ -61,7 +62,7 @@ def test_the_request_is_http_that_a_parser_accepts() -> None:
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 400, 404, 409, 422, 429, 499, 500, 502, 503, 504])
 def test_an_answer_means_what_it_means_to_the_harnesss_own_customer(status: int) -> None:
     """One rule, written twice because importing the other one under gevent would bring aiohttp along."""
-    assert outcome_of(status) is customer.outcome_of(status)
+    assert outcome_of(status) is outcome_of_harness(status)
 
 
 def test_only_202_is_ok_and_only_4xx_is_failed() -> None:

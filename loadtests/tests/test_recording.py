@@ -44,8 +44,8 @@ def asked_for(slots: int, **more: object) -> Asked:
         "duration_s": 10.0,
         "slots": slots,
         "missed_slots": 0,
-        "overdue_busy": 0,
-        "overdue_stalled": 0,
+        "overdue_slots": 0,
+        "lag_max_ms": 1.5,
         "users": 10,
         "users_busy_max": 3,
         "drain_s": 0.1,
@@ -129,9 +129,7 @@ def test_the_summary_adds_up() -> None:
 
 def test_the_note_says_when_users_were_the_limit() -> None:
     """With the number: how many slots waited, how many never began."""
-    summary = summarize(
-        recorded(operation(0)), asked_for(400, overdue_busy=30, missed_slots=12, users_busy_max=10, overdue_stalled=2)
-    )
+    summary = summarize(recorded(operation(0)), asked_for(400, overdue_slots=30, missed_slots=12, users_busy_max=10))
 
     assert summary.note == (
         "users were the limit: 42 of 400 slots came due while all 10 users were busy (12 of them were never begun)"
@@ -139,11 +137,16 @@ def test_the_note_says_when_users_were_the_limit() -> None:
 
 
 def test_the_note_says_when_locust_was_the_limit() -> None:
-    """Users were free, yet slots were overdue: the system under test may not be blamed for that."""
-    summary = summarize(recorded(operation(0, late_ms=70)), asked_for(400, overdue_stalled=30, users_busy_max=4))
+    """Free users began late, or its core was full: neither users nor the system under test are to blame for that."""
+    stalled = summarize(recorded(operation(0)), asked_for(400, overdue_slots=30, lag_max_ms=70.4))
+    saturated = summarize(recorded(operation(0)), asked_for(400, missed_slots=30, cpu_s=9.8))
 
-    assert summary.note.startswith("Locust itself was late: it did not get to 30 of 400 slots in time")
-    assert "70 ms late" in summary.note
+    assert stalled.note == (
+        "30 of 400 slots came due while all 10 users were busy (0 of them were never begun); Locust itself was late: "
+        "it had 0% of a core, and a user that was free began up to 70 ms late; the latencies include this"
+    )
+    assert "Locust itself was late: it had 97% of a core" in saturated.note
+    assert "users were the limit" not in saturated.note
 
 
 def test_two_tests_in_one_process_are_one_in_the_summary() -> None:

@@ -1,6 +1,6 @@
 """JetStream as the services use it: a connection, streams and consumers, publishing with acks, pulling with handlers.
 
-`nats` itself is imported in `connection.py` only.
+`nats` itself is imported in `client.py` only.
 """
 
 from system.jetstream.connection import ConnectError, Connection, Message, NotConnectedError, RequestError

@@ -1,9 +1,9 @@
-"""The connection to NATS. This is the only module that imports `nats`.
+"""The connection to NATS.
 
 Promises: an endless try to get back, with jitter; a silent partition is noticed within `PING_EVERY_S` x (`PINGS_MAX`
 + 1); an attempt to reconnect that gets no answer is given up after `CONNECT_ATTEMPT_S`; while there is no connection
 nothing is accepted for sending, so nothing waits in a buffer that nobody watches. Should nats-py close for good (it
-does so on most errors that a server reports), a new client takes over with the same subscriptions.
+does so on most errors that a server reports) or stop trying, a new client takes over with the same subscriptions.
 
 Does not: promise that what was sent arrived. That is what `Publisher` and acks are for.
 """
@@ -14,46 +14,18 @@ import asyncio
 import contextlib
 import logging
 import random
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from system.errors import StartError
+from system.jetstream.client import Client, Msg, Server, Subscription, errors, new_client
 from system.metrics import Metrics
 from system.settings import NatsSettings
 
 log = logging.getLogger(__name__)
 
-
-@contextlib.contextmanager
-def _pretend_absent(module: str) -> Iterator[None]:
-    """Make `import module` fail within the block, unless it is already there.
-
-    nats-py imports aiohttp if it is installed, for websocket URLs only, and does well without it. That import takes
-    150 of the 270 ms that `import nats` takes; `None` in sys.modules is how Python spells "not installed".
-    """
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-
-
-with _pretend_absent("aiohttp"):
-    from nats import errors
-    from nats.aio.client import Client
-    from nats.aio.transport import TcpTransport
-
-if TYPE_CHECKING:
-    from urllib.parse import ParseResult
-
-    from nats.aio.client import Server
-    from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
 
 CONNECT_WITHIN_S = 30.0
 """How long a starting process waits for the broker before it gives up."""
@@ -63,7 +35,11 @@ FIRST_WAITS_S = (0.03, 0.1, 0.25, 0.5)
 PING_EVERY_S = 1.0
 PINGS_MAX = 2
 CLOSE_WITHIN_S = 1.0
+WATCH_EVERY_S = 1.0
+STUCK_AFTER_S = 15.0
+"""Without a connection and without an attempt at one for so long, nats-py is taken to have given up silently."""
 RECONNECT_JITTER = 0.25
+FIRST_RECONNECT_SHARE = 0.25
 PENDING_MAX_BYTES = 1024 * 1024
 """Half of nats-py's own buffer: beyond that, its `publish` would block and swallow cancellations."""
 
@@ -107,6 +83,7 @@ class Connection:
         self._closed_for_good = asyncio.Event()
         self._is_closing = False
         self._attempts = 0
+        self._alive_at_s = time.monotonic()
         self._last_error: Exception | None = None
         self._disconnects = metrics.counter("nats_disconnects", "Times the connection to NATS was lost")
         self._reconnects = metrics.counter("nats_reconnects", "Times the connection to NATS was had again")
@@ -142,14 +119,16 @@ class Connection:
             ) from None
 
     async def keep(self) -> None:
-        """Replace the client whenever nats-py closed it for good; runs until cancelled."""
+        """Replace the client whenever nats-py closed it for good or stopped trying; runs until cancelled."""
         while True:
-            await self._closed_for_good.wait()
-            self._closed_for_good.clear()
-            log.error("NATS ended the connection for good (%s); opening a new one", self._last_error)
-            await asyncio.sleep(self._reconnect_wait_s())
-            await self._connect()
-            self._reconnects.add()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_EVERY_S):
+                    await self._closed_for_good.wait()
+            if self.is_connected:
+                self._alive_at_s = time.monotonic()
+            elif self._closed_for_good.is_set() or self._is_stuck():
+                log.error("the connection to NATS is gone for good (%s); opening a new one", self._last_error)
+                await self._replace_client()
 
     async def subscribe(self, subject: str, receiver: Receiver) -> None:
         """Pass every message on `subject` to `receiver`, across reconnects."""
@@ -213,8 +192,22 @@ class Connection:
         """Close; nothing is received or sent any more."""
         self._is_closing = True
         self._up.clear()
-        if self._client is not None:
-            client, self._client = self._client, None
+        await self._close_client()
+
+    def _is_stuck(self) -> bool:
+        return time.monotonic() - self._alive_at_s > STUCK_AFTER_S + 2 * self._settings.reconnect_wait_s
+
+    async def _replace_client(self) -> None:
+        self._up.clear()
+        await self._close_client()
+        self._closed_for_good.clear()
+        await asyncio.sleep(self._reconnect_wait_s())
+        await self._connect()
+        self._reconnects.add()
+
+    async def _close_client(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
             # In a partition, closing would wait for bytes to leave that cannot.
             with contextlib.suppress(errors.Error, OSError, TimeoutError):
                 async with asyncio.timeout(CLOSE_WITHIN_S):
@@ -223,12 +216,12 @@ class Connection:
     async def _connect(self) -> None:
         rounds = 0
         while True:
-            client = Client()
-            client._transport = _PromptTransport()  # type: ignore[no-untyped-call]  # noqa: SLF001 - no public way to choose it
+            client = new_client()
             wait_s = FIRST_WAITS_S[min(rounds, len(FIRST_WAITS_S) - 1)]
             try:
                 async with asyncio.timeout(CONNECT_ATTEMPT_S):
                     await self._connect_client(client, wait_s)
+                if client.is_connected:  # nats-py returns also when a PING came where it waits for a PONG
                     break
             except (errors.Error, OSError, TimeoutError) as error:
                 if self._last_error is None or not isinstance(error, TimeoutError):
@@ -274,16 +267,20 @@ class Connection:
         for subject, receiver in self._receivers.items():
             self._subscriptions[subject] = await client.subscribe(subject, cb=_coroutine(receiver))
 
-    def _next_server(self, servers: list[Server], info: Mapping[str, object]) -> tuple[Server | None, float]:  # noqa: ARG002 - nats-py's signature
+    def _next_server(self, servers: list[Server], _info: Mapping[str, object]) -> tuple[Server | None, float]:
         """Which server to try next and after how long: nats-py's own wait has no jitter."""
         server = servers[self._attempts % len(servers)] if servers else None
         # The first attempt comes soon: most connections are lost because a server restarts or a proxy cut them once.
-        wait_s = self._reconnect_wait_s() if self._attempts else self._reconnect_wait_s() * random.random() / 2  # noqa: S311
+        wait_s = self._reconnect_wait_s()
+        if not self._attempts:
+            wait_s *= FIRST_RECONNECT_SHARE
         self._attempts += 1
+        self._alive_at_s = time.monotonic()
         return server, wait_s
 
     def _reconnect_wait_s(self) -> float:
-        return self._settings.reconnect_wait_s * random.uniform(1 - RECONNECT_JITTER, 1 + RECONNECT_JITTER)  # noqa: S311 - jitter is no secret
+        jitter = random.uniform(1 - RECONNECT_JITTER, 1 + RECONNECT_JITTER)  # noqa: S311 - jitter is no secret
+        return self._settings.reconnect_wait_s * jitter
 
     def _announce_connected(self) -> None:
         self._attempts = 0
@@ -304,30 +301,7 @@ class Connection:
         log.debug("nats: %s: %s", type(error).__name__, error)
 
 
-class _PromptTransport(TcpTransport):
-    """nats-py's TCP transport, but a connection that takes no more bytes is closed without waiting for it to take them.
-
-    nats-py waits for the old connection to close before it makes a new one; asyncio closes only once what is buffered
-    was sent, which in a partition is never. Nothing is lost: what was not acknowledged is sent again. And where a
-    handshake got no answer, nats-py forgets the connection without closing it: `connect` does so first.
-    """
-
-    def __bool__(self) -> bool:
-        # nats-py would replace a transport that says it is not connected by one of its own kind.
-        return True
-
-    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        self.close()
-        await super().connect(uri, buffer_size, connect_timeout)
-
-    def close(self) -> None:
-        writer = self._io_writer
-        if writer is not None and writer.transport.get_write_buffer_size() > 0:
-            writer.transport.abort()
-        super().close()  # type: ignore[no-untyped-call]
-
-
-def _coroutine(receiver: Receiver):  # type: ignore[no-untyped-def]  # noqa: ANN202 - nats-py's callback type
+def _coroutine(receiver: Receiver) -> Callable[[Msg], Awaitable[None]]:
     async def receive(message: Msg) -> None:
         receiver(
             Message(subject=message.subject, reply=message.reply, payload=message.data, headers=message.headers or {})

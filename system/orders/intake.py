@@ -53,8 +53,8 @@ class Intake:
     async def accept(self, new: NewOrder) -> None:
         """Store an order in the stream, once.
 
-        Raises `ConflictError`, `TooManyRecentError` or `PublishRefusedError` if this call certainly did not store it, and
-        `PublishUnknownError` if nobody can tell.
+        Raises `ConflictError`, `TooManyRecentError` or `PublishRefusedError` if this call certainly did not store it,
+        and `PublishUnknownError` if nobody can tell.
         """
         known = self.find(new.order_id)
         if known is not None:

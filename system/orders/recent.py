@@ -1,5 +1,4 @@
-"""Orders that were accepted and are not in the table yet, so that a customer sees an order as soon as it was
-answered.
+"""Orders that were accepted and are not in the table yet, so that a customer sees an order at once.
 
 Promises: bounded; an order stays here from its acceptance until the projection has committed it, even when the
 projection is faster than the acceptance. Lives in memory: after a restart the projection catches up instead.

@@ -13,6 +13,7 @@ time may hold the file.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -125,13 +126,16 @@ class Ledger:
 
     def _write(self, lines: bytes) -> None:
         """All of it or none: a part written to a full disk is cut off again. Runs in the ledger's thread."""
+        is_whole = False
         try:
-            if os.write(self._fd, lines) != len(lines):
-                raise OSError(28, "no space left for a whole line")
+            is_whole = os.write(self._fd, lines) == len(lines)
             os.fsync(self._fd)
         except OSError:
             os.ftruncate(self._fd, self._length)
             raise
+        if not is_whole:
+            os.ftruncate(self._fd, self._length)
+            raise OSError(errno.ENOSPC, "no space left for a whole line")
         self._length += len(lines)
 
     def _read(self) -> list[Entry]:

@@ -1,5 +1,4 @@
-"""Real parts for tests: a broker, a TCP proxy that can swallow everything, our own processes; and waiting for
-conditions.
+"""Real parts for tests: a broker, a TCP proxy that can swallow everything, our own processes; and waiting.
 
 Each is a context manager that leaves nothing behind. The proxy stands in for Toxiproxy's `timeout` toxic, so that
 these tests need no binary but nats-server.

@@ -42,12 +42,14 @@ class Notebook:
         self._answer = answer
 
     async def handle(self, delivery: Delivery) -> None:
+        """Write it down, and ack it if told so."""
         self.seen.append((delivery.payload.decode(), delivery.times_delivered))
         if self._answer is None or self._answer(delivery):
             await delivery.ack()
 
     @property
     def payloads(self) -> list[str]:
+        """What came, in its order."""
         return [payload for payload, _ in self.seen]
 
 

@@ -1,4 +1,4 @@
-"""The HTTP face of orders, without a broker: what is accepted, what is refused, and that a refusal publishes nothing."""
+"""The HTTP face of orders, without a broker: what is accepted, and that a refusal publishes nothing."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ class Desk(Intake):
         self._failure = failure
 
     async def accept(self, new: NewOrder) -> None:
+        """Remember it."""
         if self._failure is not None:
             raise self._failure
         self.accepted.append(new)
 
     def find(self, order_id: str) -> StoredOrder | None:
+        """What was remembered."""
         for order in self.accepted:
             if order.order_id == order_id:
                 return StoredOrder(

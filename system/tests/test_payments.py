@@ -44,12 +44,15 @@ class Recorded(Delivery):
         self.times_delivered = times_delivered
 
     async def ack(self) -> None:
+        """It is part of the story."""
         self._story.append("ack")
 
     async def nak(self, delay_s: float) -> None:
+        """It is part of the story."""
         self._story.append(f"nak after {'some' if delay_s > 0 else 'no'} delay")
 
     async def term(self, reason: str) -> None:
+        """It is part of the story."""
         self._story.append(f"term {reason}")
 
 
@@ -61,6 +64,7 @@ class Scripted(ProviderClient):
         self._outcomes = list(outcomes)
 
     async def charge(self, order: OrderCreated, *, attempt: int) -> Captured | Declined:
+        """The next answer of the list."""
         self._story.append(f"charge {self.idempotency_key(order)} {attempt}")
         outcome = self._outcomes.pop(0)
         if isinstance(outcome, Exception):
@@ -85,6 +89,7 @@ class Loudspeaker(Announcer):
         order_id: str,
         deadline_s: float,  # noqa: ARG002
     ) -> PubAck:
+        """The event is part of the story."""
         self._story.append(f"announce {message_id}")
         if self._failure is not None:
             raise self._failure

@@ -86,22 +86,27 @@ class HttpConnection(asyncio.Protocol):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
         self._transport = cast("asyncio.Transport", transport)
         if self._server.connection_opened(self) > CONNECTIONS_MAX:
             self._refuse(problem(503, "too many connections", retry_after_s=1))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - nobody is left to be told why
+        """The client is gone; what it asked for goes on."""
         self._transport = None
         self._writable.set()
         self._server.connection_closed(self)
 
     def pause_writing(self) -> None:
+        """The client reads too slowly."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
+        """It reads again."""
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
+        """Bytes arrived."""
         if self._is_refused:
             return
         self._head_bytes += len(data)
@@ -124,17 +129,21 @@ class HttpConnection(asyncio.Protocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
+        """A request begins."""
         self._begin_message()
 
     def on_url(self, url: bytes) -> None:
+        """A part of its target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One of its headers."""
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
+        """Its head is complete: refuse it now rather than read its body for nothing."""
         self._is_head_complete = True
         length = self._headers.get("content-length", "0")
         if self._parser.get_http_version() == "1.1" and "host" not in self._headers:
@@ -145,6 +154,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        """A part of its body."""
         if self._is_refused:
             return
         self._body += body
@@ -152,6 +162,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse_large_body()
 
     def on_message_complete(self) -> None:
+        """It is complete."""
         if self._is_refused:
             return
         self._is_idle = True

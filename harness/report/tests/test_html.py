@@ -5,30 +5,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.evidence.store import EvidenceWriter
 from harness.invariants.invariant import Examination, Invariant
 from harness.invariants.judgement import judge
-from harness.plan import Plan
-from harness.records import (
-    Channel,
-    FaultWindow,
-    LedgerEntry,
-    Message,
-    Operation,
-    ProcessEvent,
-    Span,
-    SpanId,
-    State,
-    TraceId,
-)
 from harness.records import Outcome as Answer
-from harness.report.html import FINDINGS_TOLD, STORY_LINES_MAX, printable, repeat_command, write_html
-from harness.report.timeline import BUCKETS_MAX, DOTS_MAX, Timeline, draw, read_timeline
+from harness.report.html import FINDINGS_TOLD, STORY_LINES_MAX, repeat_command, write_html
+from harness.report.printable import printable
+from harness.report.tests.rows import (
+    HOSTILE,
+    asked,
+    channel,
+    charged,
+    evidence_of,
+    fault,
+    happened,
+    plan,
+    settled,
+    spanned,
+    stored,
+)
 from harness.run import Outcome
 from harness.runs import RunDirectory
 
@@ -36,144 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.evidence.store import Evidence
+    from harness.plan import Plan
     from harness.records import Row
-
-T0_NS = 1_800_000_000_000_000_000
-HOSTILE = "o1\"'><script src='https://evil.example/x.js'></script>\u202e\x00<img src=x onerror=alert(1)>"
-
-
-# Rows, as a table.
-
-
-def at(ms: float) -> int:
-    """Return the time so many milliseconds after the run's origin."""
-    return T0_NS + round(ms * 1e6)
-
-
-def trace_of(key: str) -> TraceId:
-    """Return a trace id that differs from key to key."""
-    return TraceId(key.encode().hex().ljust(32, "0")[-32:])
-
-
-def asked(
-    key: str, *, at_ms: float, took_ms: float | None = 20, answer: Answer = Answer.OK, detail: str = ""
-) -> Operation:
-    """Return an operation that began on time."""
-    return Operation(
-        number=0,
-        kind="create",
-        key=key,
-        outcome=answer,
-        intended_ns=at(at_ms),
-        began_ns=at(at_ms),
-        ended_ns=None if took_ms is None else at(at_ms + took_ms),
-        trace_id=trace_of(key),
-        span_id=SpanId(1),
-        status={Answer.OK: 202, Answer.FAILED: 400, Answer.UNKNOWN: None}[answer],
-        detail=detail,
-        request="{}",
-    )
-
-
-def settled(key: str, *, at_ms: float | None, state: str = "PAID", read_ms: float = 6000) -> State:
-    """Return a final read."""
-    return State(
-        key=key,
-        state=state,
-        is_final=at_ms is not None,
-        read_ns=at(read_ms),
-        settled_ns=None if at_ms is None else at(at_ms),
-        amount_minor=1250,
-    )
-
-
-def charged(key: str, *, at_ms: float, seq: int = 1) -> LedgerEntry:
-    """Return a charge."""
-    return LedgerEntry(
-        seq=seq,
-        kind="charge",
-        key=key,
-        charge_id=f"ch-{seq}",
-        idempotency_key=key,
-        amount_minor=1250,
-        currency="EUR",
-        at_ns=at(at_ms),
-    )
-
-
-def stored(key: str, *, at_ms: float, subject: str = "orders.created", sequence: int = 1) -> Message:
-    """Return a stored message."""
-    return Message(
-        stream="ORDERS",
-        sequence=sequence,
-        subject=subject,
-        message_id=None,
-        stored_ns=at(at_ms),
-        size_bytes=100,
-        key=key,
-        trace_id=trace_of(key),
-        span_id=SpanId(2),
-        headers="{}",
-    )
-
-
-def spanned(
-    key: str,
-    *,
-    at_ms: float,
-    took_ms: float | None = 5,
-    name: str = "charge",
-    number: int = 3,
-) -> Span:
-    """Return a span about the key."""
-    return Span(
-        trace_id=trace_of(key),
-        span_id=SpanId(number),
-        parent_span_id=SpanId(1),
-        service="payments",
-        instance="b1",
-        seq=number,
-        name=name,
-        kind="client",
-        began_ns=at(at_ms),
-        ended_ns=None if took_ms is None else at(at_ms + took_ms),
-        status="unset",
-        key=None,
-        attributes="{}",
-    )
-
-
-def fault(
-    *,
-    from_ms: float,
-    to_ms: float | None,
-    target: str = "payments->nats",
-    touched: int = 7,
-    number: int = 1,
-) -> FaultWindow:
-    """Return a partition's window."""
-    return FaultWindow(
-        number=number,
-        name="partition",
-        target=target,
-        began_ns=at(from_ms),
-        healed_ns=None if to_ms is None else at(to_ms),
-        grip=4321,
-        grip_unit="bytes",
-        touched=touched,
-        verified=to_ms is not None,
-        why="" if to_ms is not None else "the probe heard nothing",
-    )
-
-
-def happened(process: str, event: str, *, at_ms: float, pid: int = 100, detail: str = "boot 1") -> ProcessEvent:
-    """Return something that happened to a process."""
-    return ProcessEvent(process=process, pid=pid, event=event, at_ns=at(at_ms), detail=detail)
-
-
-def channel(name: str, *, received: int = 1, why: str = "") -> Channel:
-    """Return a channel, complete unless it says why not."""
-    return Channel(name=name, expected=None if why else received, received=received, complete=not why, why=why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,36 +61,6 @@ def _charged_twice(evidence: Evidence) -> Examination:
 CHARGED_ONCE = Invariant(
     id="X1", name="charged once", claim="nobody <ever> pays twice", needs=("ledger",), look=_charged_twice
 )
-
-
-def plan(experiment: str = "payments-partition", *, backend: str = "embedded", mutant: str | None = None) -> Plan:
-    """Return a plan."""
-    return Plan(
-        system="shop",
-        experiment=experiment,
-        seed=7,
-        backend=backend,
-        rate_per_s=100.0,
-        duration_s=5.0,
-        requests_sha256="",
-        program=[],
-        mutant=mutant,
-    )
-
-
-def evidence_of(*rows: Row) -> Evidence:
-    """Return evidence of these rows, in memory."""
-    writer = EvidenceWriter(None)
-    writer.write(rows)
-    return writer.finish()
-
-
-def timeline_of(*rows: Row) -> Timeline:
-    """Return the timeline of rows that hold an operation."""
-    with evidence_of(*rows) as evidence:
-        timeline = read_timeline(evidence)
-    assert timeline is not None
-    return timeline
 
 
 def page_of(directory: Path, *rows: Row, planned: Plan | None = None, with_invariants: bool = True) -> str:
@@ -499,51 +331,6 @@ def test_a_long_story_leaves_out_spans_and_never_the_charges(tmp_path: Path) -> 
 # The timeline.
 
 
-def test_every_operation_and_settlement_lands_in_one_bucket() -> None:
-    """Buckets share the run out without loss, and what is in flight returns to nothing."""
-    rows: list[Row] = []
-    for number in range(500):
-        began_ms = number * 10.0
-        over_ms = began_ms + 80 if not 1200 <= began_ms + 80 < 4200 else 4200 + number
-        answer = Answer.FAILED if number % 50 == 49 else Answer.OK
-        rows.append(asked(f"o{number}", at_ms=began_ms, answer=answer))
-        if answer is Answer.OK:
-            rows.append(settled(f"o{number}", at_ms=over_ms))
-
-    timeline = timeline_of(*rows, fault(from_ms=1200, to_ms=4200))
-
-    assert timeline.bucket_s == 0.05
-    assert len(timeline.buckets) <= BUCKETS_MAX
-    assert sum(bucket.ok for bucket in timeline.buckets) == 490
-    assert sum(bucket.failed for bucket in timeline.buckets) == 10
-    assert sum(bucket.settled for bucket in timeline.buckets) == 490
-    assert all(bucket.settled == 0 for bucket in timeline.buckets if 1.2 <= bucket.began_s < 4.19)
-    assert max(bucket.in_flight for bucket in timeline.buckets) > 250
-    assert timeline.buckets[-1].in_flight == 0
-    assert len(timeline.dots) == 500
-
-
-def test_a_fault_window_is_shaded_where_it_was() -> None:
-    """The band lies between the same seconds as the axis says."""
-    timeline = timeline_of(
-        asked("o1", at_ms=0),
-        asked("o2", at_ms=9_999),
-        fault(from_ms=2_000, to_ms=6_000),
-        happened("p", "killed", at_ms=4_000),
-    )
-
-    picture = draw(timeline)
-
-    at_s = {tick.text: tick.at for tick in picture.x_ticks}
-    (band,) = picture.bands
-    (mark,) = picture.marks
-    assert band.x == pytest.approx(at_s["2"])
-    assert band.x + band.width == pytest.approx(at_s["6"])
-    assert mark.x == pytest.approx(at_s["4"])
-    assert band.label is not None
-    assert band.label.text == "partition payments->nats, 4 s"
-
-
 def test_fault_window_and_process_kill_stand_in_the_page(tmp_path: Path) -> None:
     """Shade, name and tick, with the unit of the axis."""
     page = page_of(
@@ -561,54 +348,6 @@ def test_fault_window_and_process_kill_stand_in_the_page(tmp_path: Path) -> None
     assert "payments killed" in text
     assert "seconds since the first operation began" in text
     assert "operations begun, per 50 ms" in text
-
-
-def test_names_of_many_faults_do_not_lie_on_one_another() -> None:
-    """Labels that would meet take another lane, and those without room are counted."""
-    faults = [fault(from_ms=10.0 * number, to_ms=10.0 * number + 5, number=number) for number in range(30)]
-
-    picture = draw(timeline_of(asked("o1", at_ms=0), asked("o2", at_ms=1_000), *faults))
-
-    lanes: dict[float, list[float]] = {}
-    for band in picture.bands:
-        if band.label is not None:
-            lanes.setdefault(band.label.y, []).append(band.label.x)
-    assert all(right - left > 100 for xs in lanes.values() for left, right in pairwise(xs))
-    nameless = sum(band.label is None for band in picture.bands)
-    assert nameless > 0
-    assert picture.remarks == (
-        f"{nameless} fault windows or process events are drawn without their names, for lack of room",
-    )
-
-
-def test_many_operations_are_drawn_as_percentiles() -> None:
-    """Above the bound dots would be a blot."""
-    timeline = timeline_of(*(asked(f"o{number}", at_ms=number, took_ms=20) for number in range(DOTS_MAX + 1)))
-
-    picture = draw(timeline)
-
-    assert timeline.dots == ()
-    assert [shape.kind for shape in picture.rows[2].shapes] == ["p99", "p50"]
-    assert {bucket.p50_ms for bucket in timeline.buckets if bucket.ok} == {20.0}
-
-
-def test_a_clock_that_is_wrong_does_not_stretch_the_picture() -> None:
-    """A service may claim to have settled next year; our own read bounds it."""
-    timeline = timeline_of(
-        asked("o1", at_ms=0), asked("o2", at_ms=1000), settled("o1", at_ms=1e9, read_ms=2000), settled("o2", at_ms=-1e9)
-    )
-
-    assert timeline.ended_s < 2.1
-    assert timeline.settled_outside == 2
-    assert "2 keys say they settled outside the time shown: a clock was wrong" in draw(timeline).remarks
-
-
-def test_a_fault_before_the_first_operation_has_negative_seconds() -> None:
-    """The origin stays the first operation, the picture begins where the fault does."""
-    timeline = timeline_of(asked("o1", at_ms=0), asked("o2", at_ms=1000), fault(from_ms=-500, to_ms=500))
-
-    assert timeline.began_s == pytest.approx(-0.5)
-    assert [bucket.ok for bucket in timeline.buckets if bucket.began_s == 0.0] == [1]
 
 
 @pytest.mark.parametrize("answer", list(Answer))

@@ -7,9 +7,16 @@ reports.
 from __future__ import annotations
 
 from harness.invariants.connected_traces import connected_traces
+from scenarios.shop.invariants.ledger_and_traces_agree import ledger_and_traces_agree
 from scenarios.shop.invariants.no_double_charge import no_double_charge
 from scenarios.shop.invariants.zero_dropped_orders import zero_dropped_orders
 
-INVARIANTS = (zero_dropped_orders, no_double_charge, connected_traces)
+INVARIANTS = (zero_dropped_orders, no_double_charge, connected_traces, ledger_and_traces_agree)
 
-__all__ = ["INVARIANTS", "connected_traces", "no_double_charge", "zero_dropped_orders"]
+__all__ = [
+    "INVARIANTS",
+    "connected_traces",
+    "ledger_and_traces_agree",
+    "no_double_charge",
+    "zero_dropped_orders",
+]

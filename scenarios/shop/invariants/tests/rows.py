@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.records import FaultWindow, LedgerEntry, Message, Operation, Outcome, SpanId, State, TraceId
 
 MS = 1_000_000
-_TRACE = TraceId(f"{1:032x}")
+TRACE = TraceId(f"{1:032x}")
 
 
 def accepted(order: str, *, at_ms: int = 0, outcome: Outcome = Outcome.OK) -> Operation:
@@ -18,7 +18,7 @@ def accepted(order: str, *, at_ms: int = 0, outcome: Outcome = Outcome.OK) -> Op
         intended_ns=at_ms * MS,
         began_ns=at_ms * MS,
         ended_ns=at_ms * MS,
-        trace_id=_TRACE,
+        trace_id=TRACE,
         span_id=SpanId(1),
         status=202 if outcome is Outcome.OK else None,
         detail="",
@@ -36,7 +36,7 @@ def stored(order: str, *, at_ms: int = 0, sequence: int = 1, subject: str = "ord
         stored_ns=at_ms * MS,
         size_bytes=64,
         key=order,
-        trace_id=_TRACE,
+        trace_id=TRACE,
         span_id=SpanId(2),
         headers="{}",
     )

@@ -101,13 +101,12 @@ class LoadTest:
             rate_per_s=wishes.rate_per_s, start_ns=self._clock.now_ns(), duration_s=wishes.duration_s
         )
         connection = Connection(self._host, self._port)
-        began_ns = 0
         try:
-            while (slot := loop.take(self._clock.now_ns(), last_begun_ns=began_ns)) is not None:
+            while (slot := loop.take(self._clock.now_ns())) is not None:
                 asked = order(wishes.seed, self._first_number + slot.number)
                 self._wait_until_due(loop, slot)
-                if loop.begin(slot):
-                    began_ns = self._clock.now_ns()
+                began_ns = self._clock.now_ns()
+                if loop.begin(slot, began_ns):
                     try:
                         self._place(connection, asked, began_ns, slot.due_ns, wishes)
                     finally:
@@ -203,8 +202,8 @@ class LoadTest:
             duration_s=0.0 if loop is None else (ended_ns - loop.start_ns) / _NS_PER_S,
             slots=0 if loop is None else loop.slots,
             missed_slots=0 if loop is None else loop.missed,
-            overdue_busy=0 if loop is None else loop.overdue_busy,
-            overdue_stalled=0 if loop is None else loop.overdue_stalled,
+            overdue_slots=0 if loop is None else loop.overdue,
+            lag_max_ms=0.0 if loop is None else loop.lag_max_ns / _NS_PER_MS,
             users=users,
             users_busy_max=0 if loop is None else loop.in_flight_max,
             drain_s=self._drain_s,
