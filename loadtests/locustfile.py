@@ -23,6 +23,7 @@ import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 import gevent  # type: ignore[import-untyped]  # as of 26.9 it has no types
 from locust import events
@@ -103,6 +104,8 @@ def prepare(environment: Environment, **_: object) -> None:
     asked_for = os.environ.get(OPERATIONS_VARIABLE)
     if asked_for and not environment.host:
         _end(WRONG_USE, f"{OPERATIONS_VARIABLE} is set without --host: say which address to load")
+    if environment.host and urlsplit(environment.host).scheme != "http":
+        _end(WRONG_USE, f"--host {environment.host!r} is not an http:// address")
     own = _own_system() if not environment.host else None
     if own is not None:
         environment.host = options.host = own.url

@@ -85,7 +85,7 @@ def print_findings(judgement: Judgement, key: str, stream: TextIO) -> None:
     if table.row_count:
         console.print(table)
     else:
-        console.print(f"none of {len(judgement.verdicts)} invariants has a finding about it")
+        console.print(f"no invariant has a finding about it ({len(judgement.verdicts)} judged)")
 
 
 def _invariants(judgement: Judgement) -> Table:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -37,6 +37,16 @@ async def wait_until(condition: Callable[[], bool], *, within_s: float = 5.0, wh
             raise NotInTimeError(f"{what} did not hold within {within_s:g} s")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - began_s
+
+
+async def wait_until_it(condition: Callable[[], Awaitable[bool]], *, within_s: float = 5.0, what: str) -> None:
+    """Return when `condition`, which has to ask somebody, held; fails after `within_s`."""
+    try:
+        async with asyncio.timeout(within_s):
+            while not await condition():  # noqa: ASYNC110 - who is asked has no event to wait for
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise NotInTimeError(f"{what} did not hold within {within_s:g} s") from None
 
 
 def free_port() -> int:

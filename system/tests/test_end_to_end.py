@@ -9,13 +9,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from system.tests.parts import Broker, Process, Proxy, Reply, ask, free_port, wait_until
+from system.tests.parts import Broker, Process, Proxy, Reply, ask, free_port, wait_until, wait_until_it
 from system.tests.test_telemetry import attributes_of, read_frames, read_open
 
 JSON = {"content-type": "application/json"}
@@ -63,9 +64,7 @@ class Shop:
     async def ready(self, *names: str) -> None:
         """Return when these say that they can work."""
         for name in names or tuple(self.processes):
-            async with asyncio.timeout(10):
-                while not await self._is_ready(self.ports[name]):
-                    await asyncio.sleep(0.01)
+            await wait_until_it(partial(self._is_ready, self.ports[name]), within_s=10, what=f"{name} ready")
 
     async def place(self, key: str, *, total: float = 12.5, trace: str = "") -> Reply:
         """`POST /orders` under this key."""
@@ -79,10 +78,13 @@ class Shop:
 
     async def all_in(self, status: str, keys: Iterable[str], *, within_s: float = 5.0) -> None:
         """Return when all these orders are in this status."""
-        async with asyncio.timeout(within_s):
-            for key in keys:
-                while await self.status(key) != status:
-                    await asyncio.sleep(0.01)
+        waiting = set(keys)
+
+        async def none_waits() -> bool:
+            waiting.difference_update([key for key in waiting if await self.status(key) == status])
+            return not waiting
+
+        await wait_until_it(none_waits, within_s=within_s, what=f"every order {status}")
 
     def charges(self) -> list[str]:
         """The orders charged, in the ledger's order."""
@@ -286,9 +288,7 @@ async def test_without_a_broker_nothing_is_ready_and_an_order_is_a_503_that_name
     shop = Shop(tmp_path, f"nats://127.0.0.1:{free_port()}", "nats://127.0.0.1:1")
     shop.start("orders")
     try:
-        async with asyncio.timeout(10):
-            while not (shop.directory / "orders.log").read_text().count("listening"):
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: "listening" in shop.processes["orders"].log.read_text())
         assert (await ask(shop.ports["orders"], "GET", "/healthz")).status == 200
         ready = await ask(shop.ports["orders"], "GET", "/readyz")
         assert (ready.status, ready.text("missing")) == (503, "['nats', 'projections']")

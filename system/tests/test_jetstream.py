@@ -384,3 +384,42 @@ async def test_headers_arrive_as_they_were_sent(connection: Connection, metrics:
 
     assert dict(seen[0]) == {**headers, "Nats-Msg-Id": "id-1"}
     assert list(headers) == ["traceparent"]
+
+
+async def test_a_client_that_closed_for_good_is_replaced(connection: Connection, metrics: Metrics) -> None:
+    """nats-py closes on most errors that a server reports: subscriptions and publishing go on over a new client."""
+    publisher = await publisher_on(connection, metrics)
+    notebook = Notebook()
+
+    async with asyncio.TaskGroup() as tasks:
+        keeper = tasks.create_task(connection.keep())
+        async with consuming(connection, notebook, metrics):
+            await publish(publisher, "before")
+            await wait_until(lambda: "before" in notebook.payloads)
+            assert connection._client is not None
+            await connection._client._process_err("'maximum connections exceeded'")
+            await wait_until(lambda: not connection.is_connected)
+            await publish(publisher, "after")
+            await wait_until(lambda: "after" in notebook.payloads)
+        keeper.cancel()
+
+    assert metrics.counter("nats_reconnects", "").value == 1
+
+
+async def test_a_client_that_stopped_trying_is_replaced(
+    connection: Connection, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reconnection that died silently is noticed, because nothing was tried for too long."""
+    monkeypatch.setattr("system.jetstream.connection.STUCK_AFTER_S", 0.2)
+    monkeypatch.setattr("system.jetstream.connection.WATCH_EVERY_S", 0.05)
+    publisher = await publisher_on(connection, metrics)
+    client = connection._client
+    assert client is not None
+
+    async with asyncio.TaskGroup() as tasks:
+        keeper = tasks.create_task(connection.keep())
+        client._status = client.RECONNECTING  # and nobody is there to change it back
+        await publish(publisher, "after")
+        keeper.cancel()
+
+    assert connection._client is not client

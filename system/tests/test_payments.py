@@ -87,9 +87,11 @@ class Loudspeaker(Announcer):
         payload: bytes,
         message_id: str,
         order_id: str,
-        deadline_s: float,  # noqa: ARG002
+        deadline_s: float,
     ) -> PubAck:
         """The event is part of the story."""
+        assert (subject, order_id) == ("payments.processed", ORDER.order_id)
+        assert deadline_s > 0
         self._story.append(f"announce {message_id}")
         if self._failure is not None:
             raise self._failure
@@ -206,6 +208,7 @@ class Till:
         self.requests: list[Request] = []
 
     async def __call__(self, request: Request) -> Response:
+        """Remember and answer."""
         self.requests.append(request)
         return self._response
 
