@@ -80,7 +80,8 @@ class Trace:
     def _branches(
         self, children: dict[SpanId | None, list[Span]], parent: SpanId | None, indent: str, width: int
     ) -> Iterable[str]:
-        spans = children.get(parent, [])
+        # Taken out, so that spans with one id, or each other's parents, are drawn once and not for ever.
+        spans = children.pop(parent, [])
         for number, span in enumerate(spans, start=1):
             yield from self._branch(children, span, indent, width, is_last=number == len(spans))
 

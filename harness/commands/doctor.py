@@ -8,14 +8,13 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.commands.conducting import print_json
 from harness.environment.nats_server import find_nats_server
 from harness.environment.toxiproxy_binary import CACHE_VARIABLE, cached_binary, find_toxiproxy
 from harness.errors import StormproofError
+from harness.report.tables import console_for, table_of
 from harness.system_under_test import configured_system
 
 if TYPE_CHECKING:
@@ -51,9 +50,9 @@ async def execute(options: argparse.Namespace) -> int:
             }
         )
         return 0
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = console_for(sys.stdout)
     for title, abilities in (("parts", list(parts.values())), ("backends", backends), ("faults", faults)):
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+        table = table_of(has_header=False)
         for each in abilities:
             word = "[green]works[/]" if each.works else "[bold red]does not[/]"
             table.add_row(each.name, word, escape(each.why), escape(each.remedy))

@@ -16,6 +16,7 @@ from harness.invariants.judgement import judge
 from harness.records import Operation, Span
 from harness.report.printable import printable
 from harness.report.story import tell_story
+from harness.report.tables import near
 from harness.report.terminal import print_findings, print_story
 from harness.runs import find_run
 from harness.system_under_test import configured_system
@@ -56,7 +57,7 @@ async def execute(options: argparse.Namespace) -> int:
             print(f"\n{tree}")
         print()
         print_findings(judge(evidence, system.invariants), key, sys.stdout)
-        print(f"run: {directory.path}")
+        print(f"run: {near(directory.path)}")
     return 0
 
 

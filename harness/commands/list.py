@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.commands.conducting import print_json
 from harness.planting import read_bugs
+from harness.report.tables import console_for, table_of
 from harness.system_under_test import configured_system
 
 if TYPE_CHECKING:
@@ -44,9 +43,9 @@ async def execute(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"schema": SCHEMA, **listed})
         return 0
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = console_for(sys.stdout)
     for kind, rows in listed.items():
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+        table = table_of(has_header=False)
         for row in rows:
             table.add_row(*(escape(str(row[name])) for name in ("id", "name", "summary", "claim") if name in row))
         console.print(f"[bold]{kind.replace('_', ' ')}[/]")

@@ -10,19 +10,19 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.commands.conducting import print_json, seed_of, tell
 from harness.commands.run import carry_out_experiment
 from harness.errors import UsageError
 from harness.invariants.verdict import UNKNOWN, VIOLATED
 from harness.planting import read_bugs
+from harness.report.tables import console_for, table_of
 from harness.system_under_test import configured_system
 
 if TYPE_CHECKING:
     import argparse
+    from typing import TextIO
 
     from harness.invariants.judgement import Judgement
     from harness.planting import PlantedBug
@@ -62,7 +62,7 @@ async def execute(options: argparse.Namespace) -> int:
             # The whole report goes with a bug that got away: it is the harness that failed here.
             tell(outcome, options)
     caught = sum(kill.result == CAUGHT for kill in kills)
-    _print_matrix(kills, sys.stderr.isatty() if options.json else sys.stdout.isatty(), to_stderr=options.json)
+    _print_matrix(kills, sys.stderr if options.json else sys.stdout)
     if options.json:
         print_json(
             {"schema": SCHEMA, "mutants": [asdict(kill) for kill in kills], "score": round(caught / len(kills), 4)}
@@ -119,11 +119,9 @@ def _check(bug: PlantedBug, system: SystemUnderTest) -> None:
         raise UsageError(f"the planted bug {bug.name} targets {bug.target!r}; there is: {', '.join(sorted(roles))}")
 
 
-def _print_matrix(kills: list[Kill], is_terminal: bool, *, to_stderr: bool) -> None:  # noqa: FBT001 - private
-    console = Console(stderr=to_stderr, highlight=False, width=None if is_terminal else 120)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("planted bug", "experiment", "expected", "violated", "result", "why"):
-        table.add_column(column, overflow="fold")
+def _print_matrix(kills: list[Kill], stream: TextIO) -> None:
+    console = console_for(stream)
+    table = table_of("planted bug", "experiment", "expected", "violated", "result", "why")
     colours = {CAUGHT: "green", MISSED: "bold red", UNTOLD: "yellow"}
     for kill in kills:
         table.add_row(

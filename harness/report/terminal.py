@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
 from harness.report.printable import printable
+from harness.report.tables import console_for, near, table_of
 
 if TYPE_CHECKING:
     from typing import TextIO
+
+    from rich.table import Table
 
     from harness.invariants.judgement import Judgement
     from harness.report.story import Story
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
 
 _FINDINGS_TOLD = 5
 _COLOURS = {HOLDS: "green", VIOLATED: "bold red", UNKNOWN: "yellow"}
-_PLAIN_WIDTH = 120
 
 
 def print_report(outcome: Outcome, stream: TextIO) -> None:
     """Print the report; colours only where the stream is a terminal."""
-    console = _console(stream)
+    console = console_for(stream)
     plan, judgement = outcome.plan, outcome.judgement
-    planted = f"  planted bug {plan.mutant}" if plan.mutant else ""
+    planted = f"  planted bug {near(plan.mutant)}" if plan.mutant else ""
     console.print()
     console.print(
         escape(f"{plan.experiment}  seed {plan.seed}  backend {plan.backend}{planted}"), style="bold", soft_wrap=True
@@ -46,16 +46,16 @@ def print_report(outcome: Outcome, stream: TextIO) -> None:
         console.print(escape(sentence), style="yellow", soft_wrap=True)
     if judgement.recovery_s is not None:
         console.print(
-            f"recovery: the last order that the fault held up settled {judgement.recovery_s:.2f} s after the heal"
+            f"recovery: the last operation that the fault held up settled {judgement.recovery_s:.2f} s after the heal"
         )
     console.print("timings: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in outcome.timings.items()))
-    console.print(f"run: {escape(str(outcome.directory.path))}", soft_wrap=True)
+    console.print(f"run: {escape(near(outcome.directory.path))}", soft_wrap=True)
     console.print(f"[{_COLOURS[judgement.state]}]{judgement.state}[/]")
 
 
 def print_story(story: Story, stream: TextIO) -> None:
     """Print the story of one key as a table, in the order of time."""
-    table = _table(">at, ms", "channel", "who", "what", ">took, ms")
+    table = table_of(">at, ms", "channel", "who", "what", ">took, ms")
     for line in story.lines:
         # As Text, not as words: what comes from outside is neither markup nor `:emoji:`.
         table.add_row(
@@ -65,7 +65,7 @@ def print_story(story: Story, stream: TextIO) -> None:
             Text(printable(line.what)),
             "" if line.took_ms is None else f"{line.took_ms:.1f}",
         )
-    console = _console(stream)
+    console = console_for(stream)
     console.print(table)
     if story.left_out:
         console.print(f"{story.left_out:,} more rows are left out, spans first", style="yellow")
@@ -73,7 +73,7 @@ def print_story(story: Story, stream: TextIO) -> None:
 
 def print_findings(judgement: Judgement, key: str, stream: TextIO) -> None:
     """Print what the invariants found about one key; to find nothing is not to hold, so no verdict is given."""
-    table = _table("verdict", "", "invariant", "finding")
+    table = table_of("verdict", "", "invariant", "finding")
     for verdict in judgement.verdicts:
         about_key = [finding for finding in verdict.findings if finding.key == key]
         for number, finding in enumerate(about_key[:_FINDINGS_TOLD]):
@@ -81,7 +81,7 @@ def print_findings(judgement: Judgement, key: str, stream: TextIO) -> None:
             table.add_row(*(named if number == 0 else ("", "", "")), Text(printable(finding.sentence())))
         if len(about_key) > _FINDINGS_TOLD:
             table.add_row("", "", "", f"... and {len(about_key) - _FINDINGS_TOLD} more")
-    console = _console(stream)
+    console = console_for(stream)
     if table.row_count:
         console.print(table)
     else:
@@ -89,7 +89,7 @@ def print_findings(judgement: Judgement, key: str, stream: TextIO) -> None:
 
 
 def _invariants(judgement: Judgement) -> Table:
-    table = _table("verdict", "", "invariant", ">examined", "why")
+    table = table_of("verdict", "", "invariant", ">examined", "why")
     for verdict in judgement.verdicts:
         table.add_row(
             f"[{_COLOURS[verdict.state]}]{verdict.state}[/]",
@@ -102,7 +102,7 @@ def _invariants(judgement: Judgement) -> Table:
 
 
 def _faults(judgement: Judgement) -> Table:
-    table = _table("fault", "target", ">seconds", ">caught", ">operations held up", "verified")
+    table = table_of("fault", "target", ">seconds", ">caught", ">operations held up", "verified")
     for window in judgement.faults:
         seconds = "-" if window.healed_ns is None else f"{(window.healed_ns - window.began_ns) / 1e9:.2f}"
         table.add_row(
@@ -117,7 +117,7 @@ def _faults(judgement: Judgement) -> Table:
 
 
 def _channels(judgement: Judgement) -> Table:
-    table = _table("channel", ">expected", ">received", "complete")
+    table = table_of("channel", ">expected", ">received", "complete")
     for channel in judgement.channels:
         table.add_row(
             channel.name,
@@ -125,15 +125,4 @@ def _channels(judgement: Judgement) -> Table:
             str(channel.received),
             "yes" if channel.complete else escape(f"no: {channel.why}"),
         )
-    return table
-
-
-def _console(stream: TextIO) -> Console:
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     return table

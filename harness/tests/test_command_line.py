@@ -133,3 +133,19 @@ def test_an_unwritable_runs_directory_breaks_with_a_sentence(
 
     assert cli.main(["run", "payments-partition", "--runs-dir", str(tmp_path / "runs")]) == 3
     assert "no run directory can be made" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_not_a_violation() -> None:
+    """`stormproof list | true` must not end with 1, which means VIOLATED."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "harness", "list"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.wait(timeout=60)
+
+    assert process.returncode == 3

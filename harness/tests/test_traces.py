@@ -110,3 +110,10 @@ def test_no_span_at_all_is_not_connected() -> None:
     """Nothing seen is not success."""
     with pytest.raises(AssertionError, match="no span of operation o1"):
         trace_from(ORDER, []).must_be_connected()
+
+
+def test_spans_that_name_themselves_as_parents_are_still_drawn_to_an_end() -> None:
+    """Evidence from strangers may hold nonsense; an assertion must not hang on it."""
+    ouroboros = replace(PUBLISH, parent_span_id=PUBLISH.span_id)
+
+    assert "POST /orders" in trace_from(ORDER, [POST, ouroboros, replace(PROCESS, parent_span_id=SpanId(2))]).tree()

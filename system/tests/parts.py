@@ -206,8 +206,10 @@ async def ask(
     """One well-formed request on its own connection."""
     fields = {"host": "test", "content-length": str(len(body)), "connection": "close", **(headers or {})}
     head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    (reply,) = await ask_raw(port, head.encode() + b"\r\n" + body)
-    return reply
+    replies = await ask_raw(port, head.encode() + b"\r\n" + body)
+    if not replies:
+        raise ConnectionResetError(f"{method} {path}: the connection was closed without an answer")
+    return replies[0]
 
 
 async def ask_raw(port: int, request: bytes) -> list[Reply]:
