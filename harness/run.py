@@ -98,7 +98,7 @@ async def carry_out(
         with timings.measuring("settle"):
             operations, torn = read_history(directory.path / history.FILE_NAME)
             say(f"{len(operations)} operations placed; waiting until nothing is in flight")
-            settled = await settle(client, broker, system.streams, operations, within_s=system.settle_within_s)
+            settled = await settle(client, broker, system, operations)
         with timings.measuring("stop"):
             await environment.stop_processes()
         with timings.measuring("collect"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from harness.collection.broker import BrokerRecords
     from harness.records import Operation
-    from harness.system_under_test import Client
+    from harness.system_under_test import Client, SystemUnderTest
 
 _LOOK_EVERY_S = 0.05
 _READS_AT_ONCE = 32
@@ -25,48 +25,51 @@ _READS_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """The final reads. reached: whether everything became final in time."""
+    """The final reads, and whether every key could be read."""
 
     states: tuple[State, ...]
     channel: Channel
-    reached: bool
 
 
 async def settle(
     client: Client,
     broker: BrokerRecords,
-    streams: tuple[str, ...],
+    system: SystemUnderTest,
     operations: Sequence[Operation],
-    *,
-    within_s: float,
 ) -> Settled:
-    """Wait at most `within_s` for everything to become final, then return the last read of every key."""
+    """Wait at most `system.settle_within_s` for everything to become final, then return the last read of every key.
+
+    Every key means also those that nobody has on record as an operation, but the broker stored a message about.
+    """
     accepted = {operation.key for operation in operations if operation.outcome is Outcome.OK}
-    others = {operation.key for operation in operations} - accepted
+    keys = {operation.key for operation in operations}
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + within_s
+    deadline_s = loop.time() + system.settle_within_s
+    is_idle = False
+    while not is_idle and loop.time() < deadline_s:
+        # No reads yet: while the backlog drains, nearly every answer would be "not yet".
+        is_idle = await broker.backlog(system.streams) == 0
+        if not is_idle:
+            await asyncio.sleep(_LOOK_EVERY_S)
+    stored = await broker.keys(system.streams, system.key_of_message)
+    accepted |= stored
+    waiting = keys = keys | stored
     states: dict[str, State] = {}
-    waiting = accepted | others
-    reached = False
     while True:
-        idle = await broker.backlog(streams) == 0
-        if idle or loop.time() >= deadline_s:
-            # Reads begin only now: while the backlog drains, nearly every answer would be "not yet".
-            states |= await _read_all(client, waiting)
-            waiting = {key for key in waiting if key not in states or not _is_over(states[key], key in accepted)}
-            reached = not waiting and idle
-        if reached or loop.time() >= deadline_s:
+        states |= await _read_all(client, waiting)
+        waiting = {key for key in waiting if key not in states or not _is_over(states[key], key in accepted)}
+        if not waiting or loop.time() >= deadline_s:
             break
         await asyncio.sleep(_LOOK_EVERY_S)
-    missing = (accepted | others) - states.keys()
+    missing = keys - states.keys()
     channel = Channel(
         name="states",
-        expected=len(accepted | others),
+        expected=len(keys),
         received=len(states),
         complete=not missing,
         why=f"{len(missing)} key(s) could not be read through the API, the first: {min(missing)}" if missing else "",
     )
-    return Settled(states=tuple(states[key] for key in sorted(states)), channel=channel, reached=reached)
+    return Settled(states=tuple(states[key] for key in sorted(states)), channel=channel)
 
 
 def _is_over(state: State, was_accepted: bool) -> bool:  # noqa: FBT001 - a private predicate of two values

@@ -112,6 +112,11 @@ class BrokerRecords:
         why = "; ".join(gaps)
         return rows, Channel(name="messages", expected=expected, received=len(rows), complete=not gaps, why=why)
 
+    async def keys(self, streams: tuple[str, ...], key_of: KeyOf) -> set[str]:
+        """Return every key that a stored message is about."""
+        rows, _channel = await self.messages(streams, key_of)
+        return {row.key for row in rows if row.key is not None}
+
     async def advisories(self) -> tuple[list[Advisory], Channel]:
         """Read the captured advisories back."""
         try:

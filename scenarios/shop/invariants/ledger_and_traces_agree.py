@@ -68,9 +68,7 @@ def _look(evidence: Evidence) -> Examination:
     unbooked = evidence.query(_CHARGES + "SELECT key FROM told EXCEPT SELECT key FROM booked ORDER BY key")
     untold = evidence.query(_CHARGES + "SELECT key FROM booked EXCEPT SELECT key FROM may_tell ORDER BY key")
     return Examination(
-        examined=evidence.count(
-            _CHARGES + "SELECT count(*) FROM (SELECT key FROM booked UNION SELECT key FROM told)"
-        ),
+        examined=evidence.count(_CHARGES + "SELECT count(*) FROM (SELECT key FROM booked UNION SELECT key FROM told)"),
         liveness=(
             *(ChargeWithoutLedger(order=key) for (key,) in unbooked),
             *(ChargeWithoutSpan(order=key) for (key,) in untold),
