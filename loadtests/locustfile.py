@@ -9,7 +9,7 @@ unless `-r` says otherwise. Three ways to run it:
 - with `--host` and STORMPROOF_OPERATIONS=FILE: as above, and the history goes to FILE, the figures to `load.json`
   beside it. `stormproof load` does this, and judges.
 
-Does not: run distributed (`--master`, `--worker`, `--processes`), which ends with exit code 64.
+Does not: run distributed (`--master`, `--processes`), which ends with exit code 64: one schedule needs one process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlsplit
 
 import gevent  # type: ignore[import-untyped]  # as of 26.9 it has no types
 from locust import events
@@ -33,6 +32,7 @@ from locust.runners import LocalRunner
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from harness.collection.history import FILE_NAME
+from loadtests.connection import resolved
 from loadtests.open_loop import RATE_MAX_PER_S
 from loadtests.own_system import BROKEN, UNKNOWN, OwnSystem, OwnSystemError
 from loadtests.placing import ANSWER_WITHIN_S, DRAIN_MARGIN_S, Customer, LoadTest, Wishes
@@ -104,8 +104,8 @@ def prepare(environment: Environment, **_: object) -> None:
     asked_for = os.environ.get(OPERATIONS_VARIABLE)
     if asked_for and not environment.host:
         _end(WRONG_USE, f"{OPERATIONS_VARIABLE} is set without --host: say which address to load")
-    if environment.host and urlsplit(environment.host).scheme != "http":
-        _end(WRONG_USE, f"--host {environment.host!r} is not an http:// address")
+    if environment.host:
+        _check(environment.host)
     own = _own_system() if not environment.host else None
     if own is not None:
         environment.host = options.host = own.url
@@ -226,6 +226,13 @@ def _options(environment: Environment) -> Any:  # noqa: ANN401 - argparse's own 
     if options is None:
         raise RuntimeError("this locustfile needs Locust's command line; it does not work in Locust used as a library")
     return options
+
+
+def _check(host: str) -> None:
+    try:
+        resolved(host)
+    except (ValueError, OSError) as error:
+        _end(WRONG_USE, f"--host {host}: {error}")
 
 
 def _own_system() -> OwnSystem:

@@ -97,6 +97,7 @@ class OwnSystem:
     def judge(self) -> Judged:
         """Let it settle, collect and stop, then judge its run. Never raises; what went wrong is in the report."""
         if not self.is_running:
+            self.give_up()
             return _broken(f"the system ended by itself with code {self._child.returncode}")
         self._child.send_signal(signal.SIGINT)
         try:

@@ -5,8 +5,7 @@ start, in our figures as in Locust's own; at the stop no new slots, and what is 
 
 Does not: know where the system comes from (`locustfile` does), or judge anything.
 
-Measured on two cores against a server that answers at once, CPython 3.11 (benchmark: `python -m loadtests.benchmark`):
-see the figures there.
+What it costs is in `benchmark`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import gevent  # type: ignore[import-untyped]  # as of 26.9 it has no types
 from locust import User, task
 
 from harness.records import Operation, Outcome
-from loadtests.connection import BrokenAnswerError, Connection, NotSentError
+from loadtests.connection import BrokenAnswerError, Connection, NotSentError, resolved
 from loadtests.open_loop import OpenLoop
 from loadtests.orders import KIND, PATH, Order, order, outcome_of
 from loadtests.recording import FLUSH_EVERY_S
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
 ANSWER_WITHIN_S = 10.0
 DRAIN_MARGIN_S = 2.0
 DETAIL_MAX = 500
+LEAD_NS = 20_000_000
+"""So long after the first user the first slot is due, so that the others are in place too."""
+
 _LOOK_EVERY_S = 0.005
 _NS_PER_S, _NS_PER_MS = 1_000_000_000, 1_000_000
 
@@ -69,7 +71,8 @@ class LoadTest:
         self._clock = Clock()
         self._wishes: Wishes | None = None
         self._loop: OpenLoop | None = None
-        self._host, self._port = "", 0
+        self._host = ""
+        self._address = ("", 0)
         self._first_number = 0
         self._asked: Asked | None = None
         self._cpu_began_s = 0.0
@@ -82,11 +85,9 @@ class LoadTest:
         return self._wishes is not None
 
     def begin(self, wishes: Wishes) -> None:
-        """Make ready for users; the first one to run starts the loop."""
-        address = urlsplit(self._environment.host or "")
-        if address.scheme != "http" or not address.hostname:
-            raise ValueError(f"host {self._environment.host!r} is not an http:// address")
-        self._host, self._port = address.hostname, address.port or 80
+        """Make ready for users; the first one to run starts the loop. Raises ValueError or OSError for a bad host."""
+        url = self._environment.host or ""
+        self._host, self._address = urlsplit(url).netloc, resolved(url)
         self._wishes, self._loop = wishes, None
         self._cpu_began_s = time.process_time()
         if self._summary_path is not None:
@@ -98,9 +99,11 @@ class LoadTest:
         if (wishes := self._wishes) is None:
             return
         loop = self._loop = self._loop or OpenLoop(
-            rate_per_s=wishes.rate_per_s, start_ns=self._clock.now_ns(), duration_s=wishes.duration_s
+            rate_per_s=wishes.rate_per_s,
+            start_ns=self._clock.now_ns() + LEAD_NS,
+            duration_s=wishes.duration_s,
         )
-        connection = Connection(self._host, self._port)
+        connection = Connection(self._address)
         try:
             while (slot := loop.take(self._clock.now_ns())) is not None:
                 asked = order(wishes.seed, self._first_number + slot.number)
@@ -157,7 +160,7 @@ class LoadTest:
         self._recording.begin()
         outcome, status, ended_ns, detail = Outcome.UNKNOWN, None, None, "the user was stopped before an answer came"
         try:
-            answer = connection.post(asked.http(f"{self._host}:{self._port}"), within_s=wishes.answer_within_s)
+            answer = connection.post(asked.http(self._host), within_s=wishes.answer_within_s)
             ended_ns, status, outcome = self._clock.now_ns(), answer.status, outcome_of(answer.status)
             detail = "" if outcome is Outcome.OK else answer.body.decode("utf-8", "replace")[:DETAIL_MAX]
         except NotSentError as error:
@@ -214,7 +217,10 @@ class LoadTest:
     def _flush_for_ever(self) -> None:
         while True:
             gevent.sleep(FLUSH_EVERY_S)
-            self._recording.flush()
+            try:
+                self._recording.flush()
+            except OSError as error:
+                logger.error("the history cannot be written now: %s", error)  # noqa: TRY400 - a full disk, no riddle
 
 
 class Clock:

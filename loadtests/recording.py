@@ -58,21 +58,27 @@ class Recording:
                 self.flush()
 
     def flush(self) -> None:
-        """Hand every line to the operating system. Raises OSError when the disk is full."""
+        """Hand every line to the operating system. On OSError (a full disk) what is left is kept."""
         if self._descriptor is None or not self._buffer:
             return
         lines, self._buffer = self._buffer, bytearray()
-        with memoryview(lines) as left:
-            written = 0
-            while written < len(lines):
-                written += os.write(self._descriptor, left[written:])
+        written = 0
+        try:
+            with memoryview(lines) as left:
+                while written < len(lines):
+                    written += os.write(self._descriptor, left[written:])
+        except OSError:
+            self._buffer = lines[written:] + self._buffer
+            raise
 
     def close(self) -> None:
         """Flush, and let go of the file; it stays."""
-        self.flush()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        try:
+            self.flush()
+        finally:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def count(self, outcome: Outcome) -> int:
         """How many operations ended so."""

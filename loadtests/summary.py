@@ -193,9 +193,12 @@ def _note(recording: Recording, asked: Asked) -> str:
     is_lagging = asked.lag_max_ms > LAG_MS or _cpu_share(asked) > CPU_SHARE_FULL
     waited = asked.overdue_slots + asked.missed_slots
     if waited:
+        are_users_the_limit = asked.users_busy_max >= asked.users and not is_lagging
         notes.append(
-            f"{'' if is_lagging else 'users were the limit: '}{waited} of {asked.slots} slots came due while all "
-            f"{asked.users} users were busy ({asked.missed_slots} of them were never begun)"
+            f"{'users were the limit: ' if are_users_the_limit else ''}"
+            f"{waited} of {asked.slots} slots came due when no user was free "
+            f"({asked.missed_slots} of them were never begun; "
+            f"{asked.users_busy_max} of {asked.users} users were busy at most)"
         )
     if is_lagging:
         notes.append(

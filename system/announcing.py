@@ -38,6 +38,7 @@ class Announcer:
             ack = await self._publisher.publish(
                 subject, payload, message_id=message_id, headers=headers, deadline_s=deadline_s
             )
-            span.set_attribute("messaging.nats.stream.sequence", ack.sequence)
-            span.set_attribute("messaging.nats.duplicate", ack.duplicate)
+            span.set_attributes(
+                {"messaging.nats.stream.sequence": ack.sequence, "messaging.nats.duplicate": ack.duplicate}
+            )
             return ack

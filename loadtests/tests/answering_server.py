@@ -12,6 +12,8 @@ from enum import Enum
 
 import httptools
 
+SEEN_WITHIN_S = 30.0
+
 
 class Manner(Enum):
     """How an order is answered; the number is the status."""
@@ -43,12 +45,14 @@ class AnsweringServer:
     stall_at: int | None = None
     stall_s: float = 0.0
     stalls_until_s: float = 0.0
+    has_arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def arrived(self, transport: asyncio.Transport, headers: dict[str, str], body: bytes) -> None:
         """Remember a request and answer it in its manner."""
         key = headers["idempotency-key"]
         manner = self.manner_of(int(key.rpartition("-")[2]))
         self.seen.append(Seen(key=key, traceparent=headers["traceparent"], body=body.decode(), manner=manner))
+        self.has_arrived.set()
         if len(self.seen) == self.stall_at:
             self.stalls_until_s = time.monotonic() + self.stall_s
         wait_s = max(0.0, self.stalls_until_s - time.monotonic())
@@ -56,6 +60,13 @@ class AnsweringServer:
             asyncio.get_running_loop().call_later(wait_s, _answer, transport, manner, key)
         else:
             _answer(transport, manner, key)
+
+    async def wait_seen(self, count: int) -> None:
+        """Wait until so many requests have arrived."""
+        async with asyncio.timeout(SEEN_WITHIN_S):
+            while len(self.seen) < count:
+                self.has_arrived.clear()
+                await self.has_arrived.wait()
 
 
 @asynccontextmanager

@@ -100,6 +100,17 @@ def test_two_runs_never_mix_in_one_history(tmp_path: Path) -> None:
         Recording(path)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_an_error_and_loses_nothing() -> None:
+    """The lines stay for the next attempt, and closing says so too: a history with holes would accuse the system."""
+    recording = Recording(Path("/dev/full"))
+    recording.end(operation(0), gave_up_ns=0)
+
+    for attempt in (recording.flush, recording.close):
+        with pytest.raises(OSError, match="No space left"):
+            attempt()
+
+
 def test_percentiles_are_exact_and_of_the_nearest_rank() -> None:
     """Locust's own are rounded to two digits."""
     found = percentiles([array("q", [number * MS for number in range(1, 501)]), array("q", [1234 * MS + 567_890])])
@@ -132,7 +143,8 @@ def test_the_note_says_when_users_were_the_limit() -> None:
     summary = summarize(recorded(operation(0)), asked_for(400, overdue_slots=30, missed_slots=12, users_busy_max=10))
 
     assert summary.note == (
-        "users were the limit: 42 of 400 slots came due while all 10 users were busy (12 of them were never begun)"
+        "users were the limit: 42 of 400 slots came due when no user was free "
+        "(12 of them were never begun; 10 of 10 users were busy at most)"
     )
 
 
@@ -142,8 +154,9 @@ def test_the_note_says_when_locust_was_the_limit() -> None:
     saturated = summarize(recorded(operation(0)), asked_for(400, missed_slots=30, cpu_s=9.8))
 
     assert stalled.note == (
-        "30 of 400 slots came due while all 10 users were busy (0 of them were never begun); Locust itself was late: "
-        "it had 0% of a core, and a user that was free began up to 70 ms late; the latencies include this"
+        "30 of 400 slots came due when no user was free (0 of them were never begun; 3 of 10 users were busy at most); "
+        "Locust itself was late: it had 0% of a core, and a user that was free began up to 70 ms late; "
+        "the latencies include this"
     )
     assert "Locust itself was late: it had 97% of a core" in saturated.note
     assert "users were the limit" not in saturated.note

@@ -71,34 +71,34 @@ class NumberedSpans(SpanProcessor):
         self._spool = spool
         self._shipper = shipper
         self._seq = 0
-        self._slots: dict[int, int] = {}
+        self._open: dict[int, tuple[int, int]] = {}
         self._unspooled = metrics.counter("spans_unspooled", "Ended spans that could not be written to the spool")
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature
         """Number the span and note it as open."""
         self._seq += 1
-        span.set_attribute(SEQ_ATTRIBUTE, self._seq)
-        if self._spool is None:
-            return
         context = span.get_span_context()
-        self._slots[context.span_id] = self._spool.started(
-            StartedSpan(
-                seq=self._seq,
-                start_ns=span.start_time or 0,
-                trace_id=context.trace_id,
-                span_id=context.span_id,
-                parent_span_id=span.parent.span_id if span.parent is not None else 0,
-                kind=KINDS[span.kind],
-                name=span.name,
+        slot = NO_SLOT
+        if self._spool is not None:
+            slot = self._spool.started(
+                StartedSpan(
+                    seq=self._seq,
+                    start_ns=span.start_time or 0,
+                    trace_id=context.trace_id,
+                    span_id=context.span_id,
+                    parent_span_id=span.parent.span_id if span.parent is not None else 0,
+                    kind=KINDS[span.kind],
+                    name=span.name,
+                )
             )
-        )
+        self._open[context.span_id] = (self._seq, slot)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Encode the span once, for the spool and for the collector."""
-        content = encode_span(span)
-        if self._spool is not None and span.context is not None:
-            slot = self._slots.pop(span.context.span_id, NO_SLOT)
-            if not self._spool.ended(slot, content):
-                self._unspooled.add()
+        assert span.context is not None, "the SDK gives every recording span a context"  # noqa: S101 - for the type checker
+        seq, slot = self._open.pop(span.context.span_id)
+        content = encode_span(span, {SEQ_ATTRIBUTE: seq})
+        if self._spool is not None and not self._spool.ended(slot, content):
+            self._unspooled.add()
         if self._shipper is not None:
             self._shipper.offer(content)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -219,7 +221,7 @@ async def test_a_terminated_message_never_comes_again(connection: Connection, me
 
     async with consuming(connection, Terminator(), metrics):
         await publish(publisher, "bad", "good")
-        await wait_until(lambda: seen.count("good") >= 5)
+        await wait_until(lambda: seen.count("good") >= 3)
 
     assert seen.count("bad") == 1
 
@@ -240,7 +242,7 @@ async def test_a_handling_longer_than_ack_wait_is_not_delivered_again(connection
     async with consuming(connection, Slow(), metrics, spec):
         await publish(publisher, "a")
         began_s = time.monotonic()
-        await wait_until(lambda: time.monotonic() - began_s > 4 * spec.ack_wait_s)
+        await wait_until(lambda: time.monotonic() - began_s > 3 * spec.ack_wait_s)
         finish.set()
 
     assert seen == [1]
@@ -302,8 +304,25 @@ async def test_a_consumer_deleted_under_us_is_made_again(connection: Connection,
     assert set(notebook.payloads) == {"a", "b"}
 
 
+async def test_a_broker_that_lost_everything_is_set_up_again(
+    broker: Broker, connection: Connection, metrics: Metrics, tmp_path: Path
+) -> None:
+    """Stream and consumer are gone with the broker's disk: both are made again, and work goes on."""
+    publisher = await publisher_on(connection, metrics)
+    notebook = Notebook()
+
+    async with consuming(connection, notebook, metrics):
+        await publish(publisher, "before")
+        await wait_until(lambda: "before" in notebook.payloads)
+        broker.stop()
+        shutil.rmtree(tmp_path / "jetstream")
+        await broker.start()
+        await publish(publisher, "after", deadline_s=10)
+        await wait_until(lambda: "after" in notebook.payloads)
+
+
 async def test_after_a_silent_partition_everything_is_delivered_soon(broker: Broker, metrics: Metrics) -> None:
-    """Bytes go nowhere for 3 s and no connection breaks: after the heal all messages are handled within 2 s."""
+    """Bytes go nowhere for 1.5 s and no connection breaks: after the heal all messages are handled within 2 s."""
     own, notebook = Metrics(), Notebook()
     async with (
         Proxy(broker.port) as proxy,
@@ -322,7 +341,7 @@ async def test_after_a_silent_partition_everything_is_delivered_soon(broker: Bro
             proxy.cut()
             cut_s = time.monotonic()
             await publish(publisher, *(f"m{n}" for n in range(20)))
-            await wait_until(lambda: time.monotonic() - cut_s > 3.0)
+            await wait_until(lambda: time.monotonic() - cut_s > 1.5)
             proxy.heal()
             await wait_until(lambda: len(set(notebook.payloads)) == 21, within_s=2.0, what="all 21 handled")
 

@@ -149,6 +149,7 @@ class Collector:
         self.services: set[str] = set()
 
     async def __call__(self, request: Request) -> Response:
+        """Take or refuse."""
         if self.statuses:
             return Response(status=self.statuses.pop(0))
         assert (request.path, request.headers["content-type"]) == ("/v1/traces", "application/x-protobuf")

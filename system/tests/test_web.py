@@ -25,6 +25,7 @@ class Echo:
         self.gate.set()
 
     async def __call__(self, request: Request) -> Response:
+        """Answer once the gate is open."""
         self.seen.append(request)
         await self.gate.wait()
         if request.path == "/broken":

@@ -1,11 +1,11 @@
 """E1: the ledger and the traces tell the same story.
 
-They are independent channels about one fact: money was taken. A span of the provider that says *captured* for an order of
-which the ledger knows nothing, or a ledger line of a charge that no span of the provider saw, means that one of the two
-lies; then neither may be trusted for anything else.
+They are independent channels about one fact: money was taken. A span of the provider that says *captured* for an order
+of which the ledger knows nothing, or a ledger line of a charge that no span of the provider saw, means that one of the
+two lies; then neither may be trusted for anything else.
 
-Either side may be missing only because evidence is, so both findings are liveness findings. A span that was open when the
-provider died has no outcome and no order; its trace says which order it was about.
+Either side may be missing only because evidence is, so both findings are liveness findings. A span that was open when
+the provider died has no outcome and no order; its trace says which order it was about.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ WITH booked AS (
     SELECT DISTINCT key FROM ledger WHERE kind = 'charge'
 ), told AS (
     SELECT DISTINCT key FROM spans
-    WHERE service = 'provider' AND json_extract_string(attributes, '$."charge.outcome"') = 'captured' AND key IS NOT NULL
+    WHERE service = 'provider' AND key IS NOT NULL
+      AND json_extract_string(attributes, '$."charge.outcome"') = 'captured'
 ), may_tell AS (
     SELECT key FROM told
     UNION
