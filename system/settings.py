@@ -57,11 +57,12 @@ class NatsSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrdersSettings:
-    """Everything `python -m system.orders` is told."""
+    """Everything `python -m system.orders` is told. ack_wait_s: how long the broker waits for an ack."""
 
     listen: Address
     nats: NatsSettings
     database: Path
+    ack_wait_s: float
     telemetry: TelemetrySettings
 
 
@@ -92,6 +93,7 @@ def orders_settings(environ: Mapping[str, str]) -> OrdersSettings:
         listen=_value(environ, "ORDERS_LISTEN", "127.0.0.1:8080", address),
         nats=_nats(environ),
         database=_value(environ, "ORDERS_DB", "orders.db", _path),
+        ack_wait_s=_value(environ, "ORDERS_ACK_WAIT_S", "10", _number_between(0.2, 3600.0)),
         telemetry=_telemetry(environ, "orders"),
     )
 

@@ -16,24 +16,28 @@ DEDUP_WINDOW_S = 120.0
 ORDERS = StreamSpec(name="ORDERS", subject="orders.>", dedup_window_s=DEDUP_WINDOW_S)
 PAYMENTS = StreamSpec(name="PAYMENTS", subject="payments.>", dedup_window_s=DEDUP_WINDOW_S)
 
-PROJECTION_ACK_WAIT_S = 10.0
 ACK_PENDING_MAX = 1024
 """Prefetch (256) times four replicas."""
 
-ORDER_PROJECTION = ConsumerSpec(
-    stream=ORDERS.name,
-    name="order-projection",
-    subject=ORDERS_CREATED,
-    ack_wait_s=PROJECTION_ACK_WAIT_S,
-    ack_pending_max=ACK_PENDING_MAX,
-)
-PAYMENT_PROJECTION = ConsumerSpec(
-    stream=PAYMENTS.name,
-    name="payment-projection",
-    subject=PAYMENTS_PROCESSED,
-    ack_wait_s=PROJECTION_ACK_WAIT_S,
-    ack_pending_max=ACK_PENDING_MAX,
-)
+
+def projections(ack_wait_s: float) -> tuple[ConsumerSpec, ConsumerSpec]:
+    """The two consumers that orders works from: of created orders, and of processed payments."""
+    return (
+        ConsumerSpec(
+            stream=ORDERS.name,
+            name="order-projection",
+            subject=ORDERS_CREATED,
+            ack_wait_s=ack_wait_s,
+            ack_pending_max=ACK_PENDING_MAX,
+        ),
+        ConsumerSpec(
+            stream=PAYMENTS.name,
+            name="payment-projection",
+            subject=PAYMENTS_PROCESSED,
+            ack_wait_s=ack_wait_s,
+            ack_pending_max=ACK_PENDING_MAX,
+        ),
+    )
 
 
 def payment_processor(ack_wait_s: float) -> ConsumerSpec:

@@ -47,6 +47,7 @@ def _orders(wiring: Wiring) -> dict[str, str]:
     return {
         **_shared(wiring, "orders"),
         "ORDERS_LISTEN": wiring.listen("orders"),
+        "ORDERS_ACK_WAIT_S": str(_ACK_WAIT_S),
         "ORDERS_DB": str(wiring.directory("orders") / "orders.db"),
         "NATS_URL": f"nats://{wiring.via('orders->nats')}",
     }

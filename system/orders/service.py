@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_WITHIN_S = 2.0
 
-CONSUMERS = (topology.ORDER_PROJECTION, topology.PAYMENT_PROJECTION)
-
 
 def main() -> int:
     """Run until stopped; returns the exit code."""
@@ -41,8 +39,10 @@ async def serve(settings: OrdersSettings, stopping: Stopping) -> None:
     connection = Connection(settings.nats, name=settings.telemetry.service_name, metrics=metrics)
     publisher = Publisher(connection, metrics=metrics)
 
+    specs = topology.projections(settings.ack_wait_s)
+
     async def ensure() -> None:
-        await topology.ensure(connection, CONSUMERS)
+        await topology.ensure(connection, specs)
 
     async with Telemetry(settings.telemetry, metrics) as telemetry, connection, OrderStore(settings.database) as store:
         tracer = telemetry.tracer
@@ -56,7 +56,7 @@ async def serve(settings: OrdersSettings, stopping: Stopping) -> None:
                 restore=ensure,
                 metrics=metrics,
             )
-            for spec, handler in zip(CONSUMERS, handlers, strict=True)
+            for spec, handler in zip(specs, handlers, strict=True)
         ]
         readiness.require("nats", lambda: connection.is_connected)
         readiness.require("projections", lambda: all(consumer.is_running for consumer in consumers))

@@ -43,7 +43,7 @@ def test_the_readme_lists_every_environment_variable_with_its_default() -> None:
 def test_the_readme_names_the_streams_subjects_and_consumers_of_the_code() -> None:
     """The names that stay."""
     readme = (PACKAGE / "README.md").read_text(encoding="utf-8")
-    consumers = (topology.payment_processor(1), topology.ORDER_PROJECTION, topology.PAYMENT_PROJECTION)
+    consumers = (topology.payment_processor(1), *topology.projections(1))
 
     for name in (
         topology.ORDERS.name,
