@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from harness.collection.otlp import OtlpReceiver
     from harness.environment.backend import Environment
     from harness.evidence.store import Evidence
-    from harness.records import Operation, ProcessEvent, Row
+    from harness.records import LoadSummary, Operation, ProcessEvent, Row
     from harness.settling import Settled
     from harness.system_under_test import SystemUnderTest
 
@@ -43,6 +43,7 @@ async def collect(
     operations_channel: Channel,
     settled: Settled,
     windows: Sequence[FaultWindow],
+    load: LoadSummary | None,
     directory: Path,
 ) -> Evidence:
     """Read every channel and freeze the evidence into the run directory. The processes have stopped by now."""
@@ -68,6 +69,8 @@ async def collect(
             chain(operations, spans, messages, consumers, advisories, ledger.entries, settled.states, events, channels)
         )
         writer.write(_touching(writer, window) for window in windows)
+        if load is not None:
+            writer.write([load])
         return writer.finish()
 
     return await asyncio.to_thread(write)

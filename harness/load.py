@@ -12,15 +12,15 @@ is known.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.collection.history import FILE_NAME as HISTORY
+from harness.collection.load_summary import CANNOT_SAY, read_load_summary
+from harness.collection.load_summary import FILE_NAME as SUMMARY_FILE_NAME
 from harness.environment.concurrency import shielded
 from harness.environment.exit_watch import ExitWatch
 from harness.environment.supervised import Command, SupervisedProcess, launch, log_tail
@@ -28,12 +28,11 @@ from harness.environment.wiring import base_variables
 from harness.errors import EnvironmentFailedError
 
 if TYPE_CHECKING:
+    from harness.records import LoadSummary
     from harness.stage import Stage
     from harness.system_under_test import LoadProfile, SystemUnderTest
 
-SUMMARY_FILE_NAME = "load.json"
 OPERATIONS_VARIABLE = "STORMPROOF_OPERATIONS"
-CANNOT_SAY = -1
 
 START_WITHIN_S = 30.0
 DRAIN_WITHIN_S = 30.0
@@ -132,12 +131,12 @@ async def _end(locust: SupervisedProcess) -> None:
 def _begun(stage: Stage, locust: SupervisedProcess) -> int:
     exit_code = locust.watch.exit_code
     log_path = locust.command.log_path
-    summary = _read_summary(stage.directory / SUMMARY_FILE_NAME)
+    summary = read_load_summary(stage.directory / SUMMARY_FILE_NAME)
     if exit_code in (_HOLDS, _SOME_REQUESTS_FAILED) and summary is not None:
         stage.say(_sentence(summary))
-        if note := summary.get("note"):
-            stage.say(str(note))
-        return int(str(summary["begun"]))
+        if summary.note:
+            stage.say(summary.note)
+        return summary.begun
     if exit_code is not None and exit_code < 0 and (stage.directory / HISTORY).stat().st_size:
         # What it had written is evidence all the same; the channel will say that it is not whole.
         stage.say(f"Locust died by {locust.how_it_ended} before it said how many operations it had begun")
@@ -148,21 +147,9 @@ def _begun(stage: Stage, locust: SupervisedProcess) -> int:
     )
 
 
-def _read_summary(path: Path) -> dict[str, object] | None:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    begun = summary.get("begun") if isinstance(summary, dict) else None
-    return summary if isinstance(begun, int) and begun > CANNOT_SAY else None
-
-
-def _sentence(summary: dict[str, object]) -> str:
-    latency = summary.get("latency_ms")
-    percentiles = latency if isinstance(latency, dict) else {}
+def _sentence(summary: LoadSummary) -> str:
     return (
-        f"Locust began {summary['begun']} operations, {summary.get('rate_reached_per_s')}/s of "
-        f"{summary.get('rate_asked_per_s')}/s asked; {summary.get('missed_slots')} slots missed; "
-        f"p50 {percentiles.get('p50')}, p99 {percentiles.get('p99')}, max {percentiles.get('max')} ms "
-        "from the intended start"
+        f"Locust began {summary.begun} operations, {summary.rate_reached_per_s:g}/s of {summary.rate_asked_per_s:g}/s "
+        f"asked; {summary.missed_slots} slots missed; "
+        f"p50 {summary.p50_ms}, p99 {summary.p99_ms} ms from the intended start"
     )

@@ -214,6 +214,24 @@ class ProcessEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSummary:
+    """What a load generator says of its own run; at most one row.
+
+    slots: how many operations were due. missed_slots: due and never begun, so the load was not what was asked.
+    p50_ms, p99_ms: latency from the intended start, None without any answer. note: what was the limit, in its words.
+    """
+
+    begun: int
+    slots: int
+    missed_slots: int
+    rate_asked_per_s: float
+    rate_reached_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
     """One independent source of evidence, and whether it brought everything.
 
@@ -240,5 +258,6 @@ Row = (
     | State
     | FaultWindow
     | ProcessEvent
+    | LoadSummary
     | Channel
 )

@@ -16,8 +16,9 @@ from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.collection import history, otlp
+from harness.collection import history, load_summary, otlp
 from harness.collection.history import History, operations_channel, read_history
+from harness.collection.load_summary import read_load_summary
 from harness.environment.embedded import embedded
 from harness.invariants.judgement import Judgement, judge
 from harness.planting import start_planted
@@ -111,6 +112,7 @@ async def carry_out(
                 operations_channel=operations_channel(begun, operations, torn),
                 settled=settled,
                 windows=stage.windows,
+                load=read_load_summary(directory.path / load_summary.FILE_NAME),
                 directory=directory.path,
             )
     with evidence, timings.measuring("judge"):

@@ -8,7 +8,6 @@ second signal ends it at once.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from harness.collection import history
 from harness.collection.history import read_history
+from harness.collection.load_summary import CANNOT_SAY, read_load_summary
+from harness.collection.load_summary import FILE_NAME as SUMMARY_FILE_NAME
 from harness.commands.conducting import conduct, print_json, seed_of
 from harness.environment.ports import ensure_free
 from harness.errors import UsageError
-from harness.load import SUMMARY_FILE_NAME
 from harness.plan import Plan
 from harness.system_under_test import configured_system
 
@@ -112,7 +112,8 @@ def _begun(directory: Path) -> int:
     summary = directory / SUMMARY_FILE_NAME
     if not summary.is_file():
         return recorded
-    return int(json.loads(summary.read_text(encoding="utf-8"))["begun"])
+    load = read_load_summary(summary)
+    return CANNOT_SAY if load is None else load.begun
 
 
 def _check(listen: dict[str, str], system: SystemUnderTest) -> None:

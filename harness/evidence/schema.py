@@ -25,6 +25,7 @@ TABLES: dict[str, type[records.Row]] = {
     "states": records.State,
     "faults": records.FaultWindow,
     "processes": records.ProcessEvent,
+    "loads": records.LoadSummary,
     "channels": records.Channel,
 }
 
@@ -36,6 +37,7 @@ _SQL_TYPES: dict[object, str] = {
     SpanId: "UBIGINT",
     int: "BIGINT",
     str: "VARCHAR",
+    float: "DOUBLE",
     bool: "BOOLEAN",
     records.Outcome: "VARCHAR",
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.invariants.verdict import HOLDS, UNKNOWN, Ruling, Verdict, worst
-from harness.records import Channel, FaultWindow
+from harness.records import Channel, FaultWindow, LoadSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 class Judgement:
     """What a run proves.
 
-    vacuous: one sentence for each fault that did not inject, did not heal or touched nothing in flight; any of them
-    makes the run UNKNOWN, for a storm that did not blow proves nothing.
+    vacuous: one sentence for each fault that did not inject, did not heal or touched nothing in flight, and for a load
+    that was not what was asked; any of them makes the run UNKNOWN, for a storm that did not blow proves nothing.
     recovery_s: from the last verified heal to the last key that settled after it; None without faults.
     """
 
     verdicts: tuple[Verdict, ...]
     channels: tuple[Channel, ...]
     faults: tuple[FaultWindow, ...]
+    load: LoadSummary | None
     vacuous: tuple[str, ...]
     recovery_s: float | None
 
     @property
     def state(self) -> Ruling:
-        """The worst of all verdicts, and UNKNOWN when a fault was vacuous."""
+        """The worst of all verdicts, and UNKNOWN when the storm was not what was planned."""
         rulings = [verdict.state for verdict in self.verdicts]
         return worst([*rulings, UNKNOWN] if self.vacuous else rulings)
 
@@ -61,11 +62,13 @@ _FINDINGS_TOLD = 5
 def judge(evidence: Evidence, invariants: Iterable[Invariant]) -> Judgement:
     """Rule on every invariant. A pure function of the evidence; it needs no broker and changes nothing."""
     faults = tuple(sorted(evidence.select(FaultWindow), key=lambda window: window.number))
+    load = next(iter(evidence.select(LoadSummary)), None)
     return Judgement(
         verdicts=tuple(invariant.judge(evidence) for invariant in invariants),
         channels=tuple(evidence.select(Channel)),
         faults=faults,
-        vacuous=tuple(sentence for window in faults if (sentence := _vacuous(window))),
+        load=load,
+        vacuous=(*(sentence for window in faults if (sentence := _vacuous(window))), *_shortfall(load)),
         recovery_s=_recovery_s(evidence),
     )
 
@@ -81,6 +84,16 @@ def _vacuous(window: FaultWindow) -> str:
     if window.touched == 0:
         return f"{what} is vacuous: no operation in flight was held up by it"
     return ""
+
+
+def _shortfall(load: LoadSummary | None) -> tuple[str, ...]:
+    if load is None or load.missed_slots == 0:
+        return ()
+    sentence = (
+        f"the load fell short: {load.missed_slots} of {load.slots} operations that were due were never begun "
+        f"({load.rate_reached_per_s:g}/s of {load.rate_asked_per_s:g}/s asked)"
+    )
+    return (sentence,)
 
 
 def _recovery_s(evidence: Evidence) -> float | None:

@@ -37,6 +37,7 @@ def verdict_document(outcome: Outcome) -> dict[str, object]:
         "invariants": [_invariant(verdict) for verdict in judgement.verdicts],
         "channels": [asdict(channel) for channel in judgement.channels],
         "faults": [asdict(window) for window in judgement.faults],
+        "load": None if judgement.load is None else asdict(judgement.load),
         "recovery_s": judgement.recovery_s,
         "timings": dict(outcome.timings),
     }

@@ -44,6 +44,15 @@ def print_report(outcome: Outcome, stream: TextIO) -> None:
     console.print(_channels(judgement))
     for sentence in judgement.vacuous:
         console.print(escape(sentence), style="yellow", soft_wrap=True)
+    if judgement.load is not None:
+        load = judgement.load
+        console.print(
+            f"load: {load.begun} operations begun, {load.rate_reached_per_s:g}/s of {load.rate_asked_per_s:g}/s asked; "
+            f"p50 {load.p50_ms} ms, p99 {load.p99_ms} ms from the intended start",
+            soft_wrap=True,
+        )
+        if load.note:
+            console.print(escape(load.note), soft_wrap=True)
     if judgement.recovery_s is not None:
         console.print(
             f"recovery: the last operation that the fault held up settled {judgement.recovery_s:.2f} s after the heal"

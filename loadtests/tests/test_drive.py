@@ -11,8 +11,9 @@ from typing import cast
 import pytest
 
 from harness.collection.history import FILE_NAME, read_history
+from harness.collection.load_summary import CANNOT_SAY
 from harness.errors import EnvironmentFailedError
-from harness.load import CANNOT_SAY, drive_with_locust
+from harness.load import drive_with_locust
 from harness.stage import Stage
 from harness.system_under_test import LoadProfile, SystemUnderTest
 from loadtests.tests.answering_server import Manner, answering

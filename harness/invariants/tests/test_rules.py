@@ -13,7 +13,7 @@ from harness.evidence.in_memory import evidence_of
 from harness.invariants.invariant import Examination, Invariant
 from harness.invariants.judgement import judge
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED, Ruling, worst
-from harness.records import FaultWindow
+from harness.records import FaultWindow, LoadSummary
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
@@ -143,3 +143,26 @@ def test_a_judgement_explains_itself_with_its_findings() -> None:
 
     assert "VIOLATED T1 test: 4 examined" in judgement.explain()
     assert "o7 was seen" in judgement.explain()
+
+
+def test_a_load_that_fell_short_makes_the_run_unknown() -> None:
+    """Every order that was placed is fine, but it was not the load that was asked for."""
+    load = LoadSummary(
+        begun=90,
+        slots=100,
+        missed_slots=10,
+        rate_asked_per_s=100,
+        rate_reached_per_s=90,
+        p50_ms=1.5,
+        p99_ms=None,
+        note="users were the limit",
+    )
+
+    short = judge(evidence_of(load), [claim(Examination(examined=90))])
+    full = judge(evidence_of(replace(load, missed_slots=0)), [claim(Examination(examined=100))])
+
+    assert (short.state, full.state) == (UNKNOWN, HOLDS)
+    assert short.vacuous == (
+        "the load fell short: 10 of 100 operations that were due were never begun (90/s of 100/s asked)",
+    )
+    assert full.load == replace(load, missed_slots=0)
