@@ -6,8 +6,8 @@ start or breaks is an error with the tail of its log.
 
 Does not: import Locust, gevent or a locustfile (importing them patches the process), nor judge. The contract with a
 locustfile is small: options `--host`, `-u`, `-r`, `--rate`, `--seed`, `--duration`; the history goes to the file named
-by `STORMPROOF_OPERATIONS`; `load.json` beside it has at least `begun`: how many operations were begun, -1 until that
-is known.
+by `STORMPROOF_OPERATIONS`; `load.json` beside it has the fields of `harness.collection.load_summary`, `begun` being -1
+until it is known.
 """
 
 from __future__ import annotations
