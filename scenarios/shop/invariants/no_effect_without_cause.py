@@ -1,0 +1,88 @@
+"""I4: every charge has an order, and is for its amount.
+
+The order is known from the customer who asked for it or from the broker that stored it; the amount is what the customer
+asked for, as the workload recorded it, not what the system says of itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.invariants.invariant import Examination, Invariant
+
+if TYPE_CHECKING:
+    from harness.evidence.store import Evidence
+
+_CHARGES = """
+WITH asked AS (
+    SELECT key, any_value(round(json_extract(request, '$.total_amount')::DOUBLE * 100)::BIGINT) AS cents
+    FROM operations WHERE kind = 'create' GROUP BY key
+), known AS (
+    SELECT key FROM asked UNION SELECT key FROM messages WHERE key IS NOT NULL
+), charges AS (
+    SELECT key, seq, amount_minor FROM ledger WHERE kind = 'charge'
+)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeWithoutOrder:
+    """Money was taken for an order that nobody placed."""
+
+    order: str
+    cents: int
+
+    @property
+    def key(self) -> str:
+        """The order it was taken for."""
+        return self.order
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"order {self.order} was charged {self.cents / 100:.2f}, and nobody ever placed it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongAmount:
+    """Another amount was taken than was asked for."""
+
+    order: str
+    cents: int
+    asked_cents: int
+
+    @property
+    def key(self) -> str:
+        """The order."""
+        return self.order
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"order {self.order} was charged {self.cents / 100:.2f}, it was for {self.asked_cents / 100:.2f}"
+
+
+def _look(evidence: Evidence) -> Examination:
+    unknown = evidence.query(
+        _CHARGES + "SELECT key, amount_minor FROM charges WHERE key NOT IN (SELECT key FROM known) ORDER BY seq"
+    )
+    wrong = evidence.query(
+        _CHARGES
+        + """
+        SELECT c.key, c.amount_minor, a.cents FROM charges c JOIN asked a USING (key)
+        WHERE c.amount_minor <> a.cents ORDER BY c.seq
+        """
+    )
+    return Examination(
+        examined=evidence.count(_CHARGES + "SELECT count(*) FROM charges"),
+        safety=tuple(WrongAmount(order=key, cents=cents, asked_cents=asked) for key, cents, asked in wrong),
+        liveness=tuple(ChargeWithoutOrder(order=key, cents=cents) for key, cents in unknown),
+    )
+
+
+no_effect_without_cause = Invariant(
+    id="I4",
+    name="no effect without a cause",
+    claim="every charge is for an order that somebody placed, and for its amount",
+    needs=("ledger", "operations", "messages"),
+    look=_look,
+)
