@@ -7,6 +7,7 @@ the time it exists.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,8 @@ async def _triggered(step: Step, stage: Stage, number: int) -> bool:
                 number=number,
                 name=step.fault.name,
                 target=step.fault.target,
-                began_ns=0,
-                healed_ns=0,
+                began_ns=time.time_ns(),
+                healed_ns=time.time_ns(),
                 grip=0,
                 grip_unit="evidence",
                 touched=0,

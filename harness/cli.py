@@ -16,6 +16,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,7 +25,7 @@ from harness.errors import StormproofError, UsageError
 from harness.runs import DEFAULT_DIRECTORY, LATEST
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
 SEED_MAX = 2**63 - 1
 RATE_MAX_PER_S = 1_000_000.0
@@ -36,14 +37,11 @@ EXIT_USAGE = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; never raises for what a person did wrong."""
+    """Run one command and return its exit code; never raises, and never says 1 when the harness itself is broken."""
     try:
         options = _parser().parse_args(arguments)
         command = importlib.import_module(f"harness.commands.{options.module}")
         return int(_run(command.execute(options)))
-    except StormproofError as error:
-        print(f"stormproof: {error}", file=sys.stderr)
-        return error.exit_code
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("stormproof: interrupted; there is no verdict, what was collected so far is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -51,9 +49,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`stormproof list | head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - the edge of the process: a crash of ours must not look like a verdict
+        return _tell(_leaf(error))
+
+
+def _tell(error: BaseException) -> int:
+    """Print one sentence about what went wrong, and return the exit code for it."""
+    if isinstance(error, StormproofError):
+        print(f"stormproof: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, OSError):
         print(f"stormproof: {error}; nothing was judged, free the resource and try again", file=sys.stderr)
         return EXIT_BROKEN
+    traceback.print_exception(error, file=sys.stderr)
+    print(
+        f"stormproof: the harness itself broke ({type(error).__name__}: {error}); this says nothing of the system, "
+        "please report it with the lines above",
+        file=sys.stderr,
+    )
+    return EXIT_BROKEN
 
 
 def _run(command: Coroutine[object, object, int]) -> int:
@@ -64,23 +78,31 @@ def _run(command: Coroutine[object, object, int]) -> int:
         task = asyncio.current_task()
         if task is not None:
             for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # started under nohup
                 with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
                     loop.add_signal_handler(number, task.cancel)
-        try:
-            return await command
-        except* StormproofError as group:
-            # A task group wraps what its tasks raise; a person wants the sentence, not the tree.
-            raise _first(group) from group
+        return await command
 
     with asyncio.Runner() as runner:
         return runner.run(cancellable())
 
 
-def _first(group: BaseExceptionGroup[StormproofError]) -> StormproofError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, StormproofError) else StormproofError(str(error))
+def _leaf(error: BaseException) -> BaseException:
+    """Return what a task group wrapped: the first error of ours, else the first of all. A person wants no tree.
+
+    Not `except*`: what is raised inside it comes out wrapped again or not, as the Python version pleases.
+    """
+    leaves = list(_leaves(error))
+    return next((leaf for leaf in leaves if isinstance(leaf, StormproofError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
 
 
 class _Parser(argparse.ArgumentParser):

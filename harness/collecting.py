@@ -16,6 +16,7 @@ from harness.collection.spans import Origin, span_rows, spans_of
 from harness.collection.spool import Boot, read_boots
 from harness.evidence.store import FILE_NAME, EvidenceWriter
 from harness.records import Channel, FaultWindow, Span, SpanEvent, SpanLink
+from harness.settling import states_channel
 
 __all__ = ["broker_records", "collect", "collect_spans"]
 
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from harness.collection.otlp import OtlpReceiver
     from harness.environment.backend import Environment
     from harness.evidence.store import Evidence
-    from harness.records import LoadSummary, Operation, ProcessEvent, Row
-    from harness.settling import Settled
+    from harness.records import LoadSummary, Operation, ProcessEvent, Row, State
     from harness.system_under_test import SystemUnderTest
 
 SpanRow = Span | SpanLink | SpanEvent
@@ -41,7 +41,7 @@ async def collect(
     *,
     operations: Sequence[Operation],
     operations_channel: Channel,
-    settled: Settled,
+    states: Sequence[State],
     windows: Sequence[FaultWindow],
     load: LoadSummary | None,
     directory: Path,
@@ -63,10 +63,10 @@ async def collect(
             consumers_channel,
             advisories_channel,
             ledger.channel,
-            settled.channel,
+            states_channel(states, operations, messages),
         )
         writer.write(
-            chain(operations, spans, messages, consumers, advisories, ledger.entries, settled.states, events, channels)
+            chain(operations, spans, messages, consumers, advisories, ledger.entries, states, events, channels)
         )
         writer.write(_touching(writer, window) for window in windows)
         if load is not None:
@@ -151,14 +151,19 @@ def _spans_channel(
 
 
 def _touching(writer: EvidenceWriter, window: FaultWindow) -> Row:
-    """Count the operations that were in flight in the window and did not become final before it was healed."""
+    """Count the operations that were in flight in the window and did not become final before it was healed.
+
+    One that was never accepted and was over before the window began is none of them.
+    """
     if window.healed_ns is None:
         return window
     ((touched,),) = writer.execute(
         """
         SELECT count(DISTINCT o.key) FROM operations o LEFT JOIN states s USING (key)
-        WHERE o.outcome <> 'failed' AND o.began_ns < $1 AND (s.settled_ns IS NULL OR s.settled_ns >= $1)
+        WHERE o.outcome <> 'failed' AND o.began_ns < $2
+          AND (s.settled_ns >= $2
+               OR s.settled_ns IS NULL AND (o.outcome = 'ok' OR o.ended_ns IS NULL OR o.ended_ns >= $1))
         """,
-        [window.healed_ns],
+        [window.began_ns, window.healed_ns],
     )
     return replace(window, touched=touched)

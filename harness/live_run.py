@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from harness.collecting import collect_spans
+from harness.environment.concurrency import shielded
 from harness.evidence.store import FILE_NAME, Evidence
 from harness.invariants.judgement import judge
 from harness.plan import Plan
@@ -138,7 +139,12 @@ async def live_run(
             owner.result()
         yield LiveRun(system, started.result(), system.requests(seed), finish, owner)
     finally:
-        (directory.path / "progress.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if not owner.done():
             owner.cancel()
-        await asyncio.wait({owner})
+        try:
+            await shielded(asyncio.wait({owner}))
+        finally:
+            text = "\n".join(lines) + "\n"
+            (directory.path / "progress.log").write_text(text, encoding="utf-8")
+        if not owner.cancelled():
+            owner.result()  # a cleanup that failed must not pass in silence

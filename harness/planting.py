@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.environment.topology import ProcessSpec
+    from harness.system_under_test import SystemUnderTest
 
 _PYTHON_MODULE_ARGUMENTS = 3
 
@@ -80,6 +81,20 @@ def read_bugs(directory: Path) -> tuple[PlantedBug, ...]:
     if not bugs:
         raise UsageError(f"{directory} holds no planted bug (a .py file with TARGET, EXPERIMENT, EXPECTED and plant())")
     return bugs
+
+
+def check_bug(bug: PlantedBug, system: SystemUnderTest) -> None:
+    """Refuse a bug that names what the system does not have. Raises UsageError, before anything is started."""
+    system.experiment(bug.experiment)
+    known = {invariant.id for invariant in system.invariants}
+    if not set(bug.expected) <= known:
+        raise UsageError(
+            f"the planted bug {bug.name} expects {sorted(set(bug.expected) - known)}; "
+            f"there is: {', '.join(sorted(known))}"
+        )
+    roles = {spec.name for spec in system.topology.processes}
+    if bug.target not in roles:
+        raise UsageError(f"the planted bug {bug.name} targets {bug.target!r}; there is: {', '.join(sorted(roles))}")
 
 
 def start_planted(bug: PlantedBug | None) -> Callable[[ProcessSpec], tuple[str, ...]]:

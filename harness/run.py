@@ -13,7 +13,7 @@ import asyncio
 import importlib
 import time
 from contextlib import AsyncExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.collection import history, load_summary, otlp
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 
     from harness.plan import Plan
     from harness.planting import PlantedBug
+    from harness.records import LoadSummary
     from harness.runs import RunDirectory
     from harness.system_under_test import Drive, SystemUnderTest
+
+
+_SLOTS_SHARE_MIN = 0.99
+"""A schedule may round its last slots off; what is less than this share of the plan was cut short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +104,7 @@ async def carry_out(
         with timings.measuring("settle"):
             operations, torn = read_history(directory.path / history.FILE_NAME)
             say(f"{len(operations)} operations placed; waiting until nothing is in flight")
-            settled = await settle(client, broker, system, operations)
+            states = await settle(client, broker, system, operations)
         with timings.measuring("stop"):
             await environment.stop_processes()
         with timings.measuring("collect"):
@@ -110,9 +115,9 @@ async def carry_out(
                 receiver,
                 operations=operations,
                 operations_channel=operations_channel(begun, operations, torn),
-                settled=settled,
+                states=states,
                 windows=stage.windows,
-                load=read_load_summary(directory.path / load_summary.FILE_NAME),
+                load=_load(plan, directory),
                 directory=directory.path,
             )
     with evidence, timings.measuring("judge"):
@@ -128,6 +133,18 @@ def judge_again(directory: RunDirectory, system: SystemUnderTest, plan: Plan) ->
     with timings.measuring("judge"), Evidence.open(directory.path / FILE_NAME) as evidence:
         judgement = judge(evidence, system.invariants)
     return Outcome(plan=plan, directory=directory, judgement=judgement, timings=timings.seconds)
+
+
+def _load(plan: Plan, directory: RunDirectory) -> LoadSummary | None:
+    """Read what the load generator says of itself, and hold it against the plan.
+
+    One that was stopped early has missed no slot of its own, and most of what was asked.
+    """
+    load = read_load_summary(directory.path / load_summary.FILE_NAME)
+    asked = round(plan.rate_per_s * plan.duration_s)
+    if load is None or load.slots >= asked * _SLOTS_SHARE_MIN:
+        return load
+    return replace(load, slots=asked, missed_slots=asked - load.begun)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,6 +7,7 @@ such a directory, or `latest`.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from harness.errors import EnvironmentFailedError, UsageError
 
 DEFAULT_DIRECTORY = "runs"
 LATEST = "latest"
+_ODD = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,8 @@ def new_run(runs: Path, what: str) -> RunDirectory:
 
     Raises EnvironmentFailedError when the place cannot be written.
     """
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{what.replace(':', '-')}-{secrets.token_hex(3)}"
+    # `what` may be a test's id, with whatever its parameters hold: a slash would lead to another directory.
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{_ODD.sub('-', what)}-{secrets.token_hex(3)}"
     path = runs / name
     try:
         (path / "logs").mkdir(parents=True)

@@ -7,7 +7,6 @@ the system was given after the last heal is over. The final reads are evidence; 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.records import Channel, Outcome, State
@@ -16,19 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.collection.broker import BrokerRecords
-    from harness.records import Operation
+    from harness.records import Message, Operation
     from harness.system_under_test import Client, SystemUnderTest
 
 _LOOK_EVERY_S = 0.05
 _READS_AT_ONCE = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """The final reads, and whether every key could be read."""
-
-    states: tuple[State, ...]
-    channel: Channel
 
 
 async def settle(
@@ -36,40 +27,47 @@ async def settle(
     broker: BrokerRecords,
     system: SystemUnderTest,
     operations: Sequence[Operation],
-) -> Settled:
+) -> tuple[State, ...]:
     """Wait at most `system.settle_within_s` for everything to become final, then return the last read of every key.
 
-    Every key means also those that nobody has on record as an operation, but the broker stored a message about.
+    Every key means also those that nobody has on record as an operation, but the broker stored a message about. A key
+    whose last read got no answer has no state: an older read is not what a customer sees now.
     """
     accepted = {operation.key for operation in operations if operation.outcome is Outcome.OK}
-    keys = {operation.key for operation in operations}
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + system.settle_within_s
-    is_idle = False
-    while not is_idle and loop.time() < deadline_s:
+    while loop.time() < deadline_s:
         # No reads yet: while the backlog drains, nearly every answer would be "not yet".
-        is_idle = await broker.backlog(system.streams) == 0
-        if not is_idle:
-            await asyncio.sleep(_LOOK_EVERY_S)
-    stored = await broker.keys(system.streams, system.key_of_message)
-    accepted |= stored
-    waiting = keys = keys | stored
-    states: dict[str, State] = {}
-    while True:
-        states |= await _read_all(client, waiting)
-        waiting = {key for key in waiting if key not in states or not _is_over(states[key], key in accepted)}
-        if not waiting or loop.time() >= deadline_s:
+        if await broker.backlog(system.streams) == 0:
             break
         await asyncio.sleep(_LOOK_EVERY_S)
-    missing = keys - states.keys()
-    channel = Channel(
-        name="states",
-        expected=len(keys),
-        received=len(states),
-        complete=not missing,
-        why=f"{len(missing)} key(s) could not be read through the API, the first: {min(missing)}" if missing else "",
-    )
-    return Settled(states=tuple(states[key] for key in sorted(states)), channel=channel)
+    stored = await broker.keys(system.streams, system.key_of_message)
+    accepted |= stored
+    waiting = {operation.key for operation in operations} | stored
+    states: dict[str, State] = {}
+    while True:
+        # The last reads begin after the deadline, so that nothing is called late which was in time.
+        is_last = loop.time() >= deadline_s
+        for key, state in (await _read_all(client, waiting)).items():
+            if state is None:
+                states.pop(key, None)
+            else:
+                states[key] = state
+        waiting = {key for key in waiting if key not in states or not _is_over(states[key], key in accepted)}
+        if not waiting or is_last:
+            return tuple(states[key] for key in sorted(states))
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def states_channel(states: Sequence[State], operations: Sequence[Operation], messages: Sequence[Message]) -> Channel:
+    """Say whether every key that anybody knows of has a final read.
+
+    messages: as read at the very end, so that an order which arrived after the reads is missed, not overlooked.
+    """
+    keys = {operation.key for operation in operations} | {row.key for row in messages if row.key is not None}
+    missing = keys - {state.key for state in states}
+    why = f"{len(missing)} key(s) have no final read, the first: {min(missing)}" if missing else ""
+    return Channel(name="states", expected=len(keys), received=len(keys) - len(missing), complete=not missing, why=why)
 
 
 def _is_over(state: State, was_accepted: bool) -> bool:  # noqa: FBT001 - a private predicate of two values
@@ -77,15 +75,13 @@ def _is_over(state: State, was_accepted: bool) -> bool:  # noqa: FBT001 - a priv
     return state.is_final or (not was_accepted and state.state == "absent")
 
 
-async def _read_all(client: Client, keys: set[str]) -> dict[str, State]:
+async def _read_all(client: Client, keys: set[str]) -> dict[str, State | None]:
     room = asyncio.Semaphore(_READS_AT_ONCE)
-    states: dict[str, State] = {}
+    states: dict[str, State | None] = {}
 
     async def read(key: str) -> None:
         async with room:
-            state = await client.read(key)
-        if state is not None:
-            states[key] = state
+            states[key] = await client.read(key)
 
     async with asyncio.TaskGroup() as group:
         for key in sorted(keys):

@@ -33,5 +33,5 @@ class Stage:
     windows: list[FaultWindow] = field(default_factory=list)
 
     def record(self, window: FaultWindow) -> None:
-        """Keep a fault window; the step that made it is over, healed or not."""
-        self.windows.append(window)
+        """Keep a fault window; a later one of the same number takes its place."""
+        self.windows = [*(each for each in self.windows if each.number != window.number), window]

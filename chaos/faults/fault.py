@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from harness.errors import EnvironmentFailedError
+from harness.errors import StormproofError
 from harness.records import FaultWindow
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 INJECT_WITHIN_S = 5.0
 HEAL_WITHIN_S = 30.0
+
+_FAILURES = (StormproofError, OSError, ValueError)
+"""What an injection, a heal or a measurement may fail with; it then stands in the window, and the run is UNKNOWN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +81,26 @@ async def applied(fault: Fault, stage: Stage, *, number: int) -> AsyncIterator[N
     """
     injectable = fault.on(stage.environment)
     began_ns = time.time_ns()
-    why_not = await _attempt(injectable.inject(), INJECT_WITHIN_S, "injected")
-    if not why_not:
-        stage.say(f"{fault.name} on {fault.target}: in force")
+    # On record from the first moment: whoever judges meanwhile must know that a fault is in force.
+    stage.record(
+        FaultWindow(
+            number=number,
+            name=fault.name,
+            target=fault.target,
+            began_ns=began_ns,
+            healed_ns=None,
+            grip=0,
+            grip_unit="evidence",
+            touched=0,
+            verified=False,
+            why="it was still in force when the run was judged",
+        )
+    )
+    why_not = "its injection was interrupted"
     try:
+        why_not = await _attempt(injectable.inject(), INJECT_WITHIN_S, "injected")
+        if not why_not:
+            stage.say(f"{fault.name} on {fault.target}: in force")
         yield
     finally:
         # The healing has an owner: this scope waits for it, even while it is being cancelled itself.
@@ -106,7 +125,7 @@ async def _heal(fault: Fault, injectable: Injectable, stage: Stage, number: int,
         stage.say(f"{fault.name} on {fault.target}: healed after {(healed_ns - began_ns) / 1e9:.2f} s")
         try:
             grip = await injectable.grip()
-        except (EnvironmentFailedError, TimeoutError) as error:
+        except _FAILURES as error:
             why_ungripped = f"what it caught could not be measured: {error}"
     whys = [why for why in (why_not, why_unhealed, why_ungripped) if why]
     stage.record(
@@ -132,6 +151,6 @@ async def _attempt(step: Coroutine[object, object, None], within_s: float, done:
             await step
     except TimeoutError:
         return f"it could not be {done} within {within_s:g} s"
-    except EnvironmentFailedError as error:
+    except _FAILURES as error:
         return f"it could not be {done}: {error}"
     return ""

@@ -60,7 +60,10 @@ class KilledProcess:
 
     async def heal(self) -> None:
         """Start it again and see it ready."""
-        await self.environment.start(self.process)
+        if self.environment.supervisor.is_running(self.process):
+            await self.environment.wait_ready(self.process)
+        else:
+            await self.environment.start(self.process)
 
     async def grip(self) -> Grip:
         """One process, or none when it was dead already."""

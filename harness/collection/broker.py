@@ -7,7 +7,6 @@ stream under them before the run begins.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ import nats.errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
+from harness.environment.concurrency import shielded
 from harness.errors import EnvironmentFailedError
 from harness.records import Advisory, Channel, Consumer, Message, SpanId, TraceId
 
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.js import JetStreamContext
+    from nats.js.api import ConsumerInfo
 
 ADVISORIES = "STORMPROOF_ADVISORIES"
 _ADVISORY_SUBJECTS = ["$JS.EVENT.ADVISORY.CONSUMER.>", "$JS.EVENT.ADVISORY.STREAM.>"]
 """What happened to streams and consumers; not the audit of every API call, most of which are the harness's own."""
+
+SILENCE = (nats.errors.Error, APIError, OSError, TimeoutError)
+"""How a broker that is gone, or a stream that is, shows: evidence is then missing, and says so."""
 
 _CONNECT_WITHIN_S = 5
 _FETCH_MESSAGES = 500
@@ -64,34 +68,39 @@ class BrokerRecords:
         )
 
     async def backlog(self, streams: tuple[str, ...]) -> int:
-        """Return how many messages the durable consumers of these streams have not finished, delivered or not."""
+        """Return how many messages the durable consumers of these streams have not finished, delivered or not.
+
+        A broker that does not answer owes for ever: at least 1.
+        """
         total = 0
         for stream in streams:
-            for info in await self._jetstream.consumers_info(stream):
-                if info.config.durable_name:
-                    total += (info.num_pending or 0) + (info.num_ack_pending or 0)
+            try:
+                infos = await self._durables(stream)
+            except NotFoundError:
+                continue  # a stream that is not there owes nothing; `messages` says that it is missing
+            except SILENCE:
+                return 1
+            total += sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos)
         return total
 
     async def consumers(self, streams: tuple[str, ...]) -> tuple[list[Consumer], Channel]:
         """Describe every durable consumer of these streams."""
-        rows = []
+        rows: list[Consumer] = []
+        gaps = []
         for stream in streams:
-            for info in await self._jetstream.consumers_info(stream):
-                if not info.config.durable_name:
-                    continue
-                rows.append(
-                    Consumer(
-                        stream=stream,
-                        name=info.config.durable_name,
-                        pending=info.num_pending or 0,
-                        ack_pending=info.num_ack_pending or 0,
-                        redelivered=info.num_redelivered or 0,
-                        delivered_sequence=info.delivered.stream_seq if info.delivered else 0,
-                        ack_floor_sequence=info.ack_floor.stream_seq if info.ack_floor else 0,
-                        config=json.dumps(info.config.as_dict(), default=str),
-                    )
-                )
-        return rows, Channel(name="consumers", expected=len(rows), received=len(rows), complete=True, why="")
+            try:
+                infos = await self._durables(stream)
+            except SILENCE as error:
+                gaps.append(f"the consumers of {stream} could not be read: {_spelled(error)}")
+                continue
+            rows.extend(_consumer(stream, info) for info in infos)
+        return rows, Channel(
+            name="consumers",
+            expected=None if gaps else len(rows),
+            received=len(rows),
+            complete=not gaps,
+            why="; ".join(gaps),
+        )
 
     async def messages(self, streams: tuple[str, ...], key_of: KeyOf) -> tuple[list[Message], Channel]:
         """Read every message of these streams back, by sequence."""
@@ -99,16 +108,17 @@ class BrokerRecords:
         expected = 0
         gaps = []
         for stream in streams:
+            before = len(rows)
             try:
                 state = (await self._jetstream.stream_info(stream)).state
-            except NotFoundError:
-                gaps.append(f"stream {stream} does not exist")
+                expected += state.last_seq
+                rows.extend([_message(stream, each, key_of) async for each in self._read(stream, state.messages)])
+            except SILENCE as error:
+                gaps.append(f"stream {stream} could not be read: {_spelled(error)}")
                 continue
-            expected += state.messages
-            before = len(rows)
-            rows.extend([_message(stream, each, key_of) async for each in self._read(stream, state.messages)])
-            if len(rows) - before != state.messages:
-                gaps.append(f"stream {stream} holds {state.messages} messages, {len(rows) - before} could be read")
+            read = len(rows) - before
+            if read != state.last_seq:
+                gaps.append(f"stream {stream} was given {state.last_seq} messages, {read} could be read back")
         why = "; ".join(gaps)
         return rows, Channel(name="messages", expected=expected, received=len(rows), complete=not gaps, why=why)
 
@@ -121,22 +131,15 @@ class BrokerRecords:
         """Read the captured advisories back."""
         try:
             expected = (await self._jetstream.stream_info(ADVISORIES)).state.messages
-        except NotFoundError:
-            return [], Channel(
-                name="advisories",
-                expected=None,
-                received=0,
-                complete=False,
-                why="the stream that captures them is gone",
-            )
-        rows = [
-            Advisory(
-                subject=message.subject,
-                at_ns=_stored_ns(message),
-                body=message.data.decode("utf-8", "replace"),
-            )
-            async for message in self._read(ADVISORIES, expected)
-        ]
+            rows = [
+                Advisory(
+                    subject=message.subject, at_ns=_stored_ns(message), body=message.data.decode("utf-8", "replace")
+                )
+                async for message in self._read(ADVISORIES, expected)
+            ]
+        except SILENCE as error:
+            why = f"what was captured could not be read: {_spelled(error)}"
+            return [], Channel(name="advisories", expected=None, received=0, complete=False, why=why)
         return rows, Channel(
             name="advisories",
             expected=expected,
@@ -144,6 +147,9 @@ class BrokerRecords:
             complete=len(rows) == expected,
             why="" if len(rows) == expected else f"{expected - len(rows)} could not be read",
         )
+
+    async def _durables(self, stream: str) -> list[ConsumerInfo]:
+        return [info for info in await self._jetstream.consumers_info(stream) if info.config.durable_name]
 
     async def _read(self, stream: str, count: int) -> AsyncIterator[Msg]:
         if count == 0:
@@ -195,11 +201,28 @@ async def broker_records(url: str) -> AsyncIterator[BrokerRecords]:
     except (nats.errors.Error, APIError) as error:
         raise EnvironmentFailedError(f"the broker at {url} could not be asked for its records: {error!r}") from error
     finally:
-        await asyncio.shield(client.close())
+        await shielded(client.close())
 
 
 async def _ignore_reconnect_noise(_error: Exception) -> None:
     """Stay silent: the broker is killed on purpose in some experiments, and a failed read says so itself."""
+
+
+def _consumer(stream: str, info: ConsumerInfo) -> Consumer:
+    return Consumer(
+        stream=stream,
+        name=info.config.durable_name or "",
+        pending=info.num_pending or 0,
+        ack_pending=info.num_ack_pending or 0,
+        redelivered=info.num_redelivered or 0,
+        delivered_sequence=info.delivered.stream_seq if info.delivered else 0,
+        ack_floor_sequence=info.ack_floor.stream_seq if info.ack_floor else 0,
+        config=json.dumps(info.config.as_dict(), default=str),
+    )
+
+
+def _spelled(error: BaseException) -> str:
+    return f"{type(error).__name__} {error}".strip()
 
 
 def _message(stream: str, message: Msg, key_of: KeyOf) -> Message:

@@ -79,4 +79,5 @@ def tell(outcome: Outcome, options: argparse.Namespace) -> None:
 
 def print_json(document: object) -> None:
     """Print the one JSON document of `--json`."""
-    print(json.dumps(document), flush=True)
+    # A stranger's finding may hold what JSON does not know.
+    print(json.dumps(document, default=str), flush=True)

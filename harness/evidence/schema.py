@@ -29,7 +29,7 @@ TABLES: dict[str, type[records.Row]] = {
     "channels": records.Channel,
 }
 
-FORMAT = 1
+FORMAT = 2
 """Number of the evidence format, kept in the table `format`; a file of another number is refused, not guessed at."""
 
 _SQL_TYPES: dict[object, str] = {

@@ -107,10 +107,7 @@ class Evidence:
             connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
             numbers = connection.execute("SELECT number FROM format").fetchall()
         except duckdb.Error as error:
-            first_line = str(error).splitlines()[0]
-            raise EvidenceDamagedError(
-                f"{path} is damaged and cannot be judged ({first_line}): restore the file or carry out the run again"
-            ) from error
+            raise _damaged(str(path), error) from error
         if numbers != [(FORMAT,)]:
             connection.close()
             raise EvidenceDamagedError(
@@ -120,12 +117,18 @@ class Evidence:
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a query over the tables of `harness.evidence.schema`."""
-        return self._connection.execute(sql, list(parameters)).fetchall()
+        try:
+            return self._connection.execute(sql, list(parameters)).fetchall()
+        except (duckdb.ProgrammingError, duckdb.DataError):
+            raise  # a mistake in the query, not in the file
+        except duckdb.Error as error:
+            # A file may be whole where it is opened and torn where it is read.
+            raise _damaged("the evidence", error) from error
 
     def count(self, sql: str, parameters: Sequence[object] = ()) -> int:
-        """Return the single number a query yields."""
-        row = self._connection.execute(sql, list(parameters)).fetchone()
-        return int(row[0]) if row is not None and row[0] is not None else 0
+        """Return the single number a query yields, 0 for none."""
+        rows = self.query(sql, parameters)
+        return int(rows[0][0]) if rows and rows[0][0] is not None else 0
 
     def select(self, record: type[R], where: str = "true", parameters: Sequence[object] = ()) -> list[R]:
         """Return the rows of one table as records."""
@@ -135,7 +138,7 @@ class Evidence:
             f"replace({column.name}::VARCHAR, '-', '')" if column.sql_type == "UUID" else column.name
             for column in table_columns
         )
-        rows = self._connection.execute(f"SELECT {selected} FROM {table} WHERE {where}", list(parameters)).fetchall()  # noqa: S608 - names come from our own dataclasses
+        rows = self.query(f"SELECT {selected} FROM {table} WHERE {where}", parameters)  # noqa: S608 - names come from our own dataclasses
         names = [column.name for column in table_columns]
         return [record(**dict(zip(names, row, strict=True))) for row in rows]
 
@@ -152,6 +155,13 @@ class Evidence:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _damaged(what: str, error: duckdb.Error) -> EvidenceDamagedError:
+    return EvidenceDamagedError(
+        f"{what} is damaged and cannot be judged ({str(error).splitlines()[0]}): "
+        "restore the file or carry out the run again"
+    )
 
 
 def _plain(value: object) -> object:

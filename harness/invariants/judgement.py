@@ -9,7 +9,7 @@ from harness.invariants.verdict import HOLDS, UNKNOWN, Ruling, Verdict, worst
 from harness.records import Channel, FaultWindow, LoadSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from harness.evidence.store import Evidence
     from harness.invariants.invariant import Invariant
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 class Judgement:
     """What a run proves.
 
-    vacuous: one sentence for each fault that did not inject, did not heal or touched nothing in flight, and for a load
-    that was not what was asked; any of them makes the run UNKNOWN, for a storm that did not blow proves nothing.
-    recovery_s: from the last verified heal to the last key that settled after it; None without faults.
+    vacuous: one sentence for each thing that makes the run prove less than was planned: a fault that did not inject,
+    did not heal or touched nothing in flight, a load that fell short, a load of which hardly anything was accepted, a
+    process that died by itself. Any of them makes the run UNKNOWN: a storm that did not blow proves nothing.
+    outcomes: how many operations had each outcome.
+    recovery_s: from the last heal until the last operation begun before it was final; None without faults, and when an
+    accepted one never was.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -29,6 +32,7 @@ class Judgement:
     faults: tuple[FaultWindow, ...]
     load: LoadSummary | None
     vacuous: tuple[str, ...]
+    outcomes: Mapping[str, int]
     recovery_s: float | None
 
     @property
@@ -58,6 +62,9 @@ class Judgement:
 
 _FINDINGS_TOLD = 5
 
+ACCEPTED_SHARE_MIN = 0.5
+"""With less than this share of the operations accepted, HOLDS would be about next to nothing."""
+
 
 def judge(evidence: Evidence, invariants: Iterable[Invariant]) -> Judgement:
     """Rule on every invariant. A pure function of the evidence; it needs no broker and changes nothing."""
@@ -68,12 +75,24 @@ def judge(evidence: Evidence, invariants: Iterable[Invariant]) -> Judgement:
         channels=tuple(evidence.select(Channel)),
         faults=faults,
         load=load,
-        vacuous=(*(sentence for window in faults if (sentence := _vacuous(window))), *_shortfall(load)),
+        vacuous=(
+            *(sentence for window in faults if (sentence := vacuity_of(window))),
+            *_shortfall(load),
+            *_hardly_accepted(evidence),
+            *_died(evidence),
+        ),
+        outcomes={
+            str(outcome): count
+            for outcome, count in evidence.query(
+                "SELECT outcome, count(*) FROM operations GROUP BY outcome ORDER BY outcome"
+            )
+        },
         recovery_s=_recovery_s(evidence),
     )
 
 
-def _vacuous(window: FaultWindow) -> str:
+def vacuity_of(window: FaultWindow) -> str:
+    """Return why a fault proves nothing, an empty string when it bit."""
     what = f"fault {window.name} on {window.target}"
     if window.healed_ns is None:
         return f"{what} never healed: {window.why}"
@@ -82,7 +101,7 @@ def _vacuous(window: FaultWindow) -> str:
     if window.grip == 0:
         return f"{what} is vacuous: it caught no {window.grip_unit}, so nothing went through what it broke"
     if window.touched == 0:
-        return f"{what} is vacuous: no operation in flight was held up by it"
+        return f"{what} is vacuous: no operation was in flight when it healed"
     return ""
 
 
@@ -96,13 +115,28 @@ def _shortfall(load: LoadSummary | None) -> tuple[str, ...]:
     return (sentence,)
 
 
+def _hardly_accepted(evidence: Evidence) -> tuple[str, ...]:
+    ((accepted, asked),) = evidence.query("SELECT count(*) FILTER (outcome = 'ok'), count(*) FROM operations")
+    if accepted >= asked * ACCEPTED_SHARE_MIN:
+        return ()
+    return (f"hardly anything was accepted: {accepted} of {asked} operations, so the promises were hardly tried",)
+
+
+def _died(evidence: Evidence) -> tuple[str, ...]:
+    rows = evidence.query(
+        "SELECT process, detail FROM processes WHERE event = 'exited' AND detail LIKE 'unexpected%' ORDER BY at_ns"
+    )
+    return tuple(f"{process} died by itself: {detail.splitlines()[0]}" for process, detail in rows)
+
+
 def _recovery_s(evidence: Evidence) -> float | None:
     rows = evidence.query(
         """
-        SELECT (max(greatest(s.settled_ns, heal.at_ns)) - any_value(heal.at_ns)) / 1e9
-        FROM states s JOIN operations o USING (key)
+        SELECT CASE WHEN bool_and(s.settled_ns IS NOT NULL OR o.outcome <> 'ok')
+                    THEN (max(greatest(s.settled_ns, heal.at_ns)) - any_value(heal.at_ns)) / 1e9 END
+        FROM operations o LEFT JOIN states s USING (key)
         CROSS JOIN (SELECT max(healed_ns) AS at_ns FROM faults) heal
-        WHERE o.began_ns < heal.at_ns AND s.settled_ns IS NOT NULL
+        WHERE o.began_ns < heal.at_ns
         """
     )
     return None if rows[0][0] is None else float(rows[0][0])

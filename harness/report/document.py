@@ -34,6 +34,7 @@ def verdict_document(outcome: Outcome) -> dict[str, object]:
         "verdict": judgement.state.value,
         "exit_code": judgement.state.exit_code,
         "vacuous": list(judgement.vacuous),
+        "operations": {name: judgement.outcomes.get(name, 0) for name in ("ok", "failed", "unknown")},
         "invariants": [_invariant(verdict) for verdict in judgement.verdicts],
         "channels": [asdict(channel) for channel in judgement.channels],
         "faults": [asdict(window) for window in judgement.faults],
@@ -45,7 +46,7 @@ def verdict_document(outcome: Outcome) -> dict[str, object]:
 
 def write_document(directory: Path, document: dict[str, object]) -> None:
     """Write `verdict.json`."""
-    (directory / FILE_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (directory / FILE_NAME).write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _invariant(verdict: Verdict) -> dict[str, object]:

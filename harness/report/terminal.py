@@ -44,6 +44,8 @@ def print_report(outcome: Outcome, stream: TextIO) -> None:
     console.print(_channels(judgement))
     for sentence in judgement.vacuous:
         console.print(escape(sentence), style="yellow", soft_wrap=True)
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in judgement.outcomes.items())
+    console.print(f"operations: {counted or 'none'}")
     if judgement.load is not None:
         load = judgement.load
         console.print(
@@ -111,7 +113,7 @@ def _invariants(judgement: Judgement) -> Table:
 
 
 def _faults(judgement: Judgement) -> Table:
-    table = table_of("fault", "target", ">seconds", ">caught", ">operations held up", "verified")
+    table = table_of("fault", "target", ">seconds", ">caught", ">operations touched", "verified")
     for window in judgement.faults:
         seconds = "-" if window.healed_ns is None else f"{(window.healed_ns - window.began_ns) / 1e9:.2f}"
         table.add_row(

@@ -78,7 +78,7 @@ class Customer:
                 },
                 timeout=aiohttp.ClientTimeout(total=PLACE_WITHIN_S),
             ) as answer:
-                text = await answer.text()
+                text = await answer.text(errors="replace")
                 status, ended_ns = answer.status, time.time_ns()
                 outcome, detail = outcome_of(status), "" if status == _ACCEPTED else text[:500]
         except aiohttp.ClientConnectorError as error:
@@ -119,16 +119,17 @@ class Customer:
                 if answer.status != _OK:
                     return None
                 order = await answer.json()
-        except (aiohttp.ClientError, TimeoutError):
+                return State(
+                    key=key,
+                    state=str(order["status"]),
+                    is_final=order["status"] in FINAL,
+                    read_ns=time.time_ns(),
+                    settled_ns=None if order["settled_at_ns"] is None else int(order["settled_at_ns"]),
+                    amount_minor=None if order["amount_minor"] is None else int(order["amount_minor"]),
+                )
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+            # Also an answer that is no order: it says nothing of the order's state.
             return None
-        return State(
-            key=key,
-            state=order["status"],
-            is_final=order["status"] in FINAL,
-            read_ns=time.time_ns(),
-            settled_ns=order["settled_at_ns"],
-            amount_minor=order["amount_minor"],
-        )
 
 
 @asynccontextmanager

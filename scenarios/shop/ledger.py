@@ -30,7 +30,9 @@ def read_ledger_file(path: Path) -> LedgerReading:
         return LedgerReading(entries=(), channel=channel)
     entries: list[LedgerEntry] = []
     gaps: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    # Not `splitlines`, nor the newlines of text mode: a line ends at LF alone, an id may hold U+2028.
+    lines = path.read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             entry = _entry(json.loads(line))
         except (ValueError, KeyError, TypeError):

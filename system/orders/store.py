@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,7 @@ def _statement(change: Change) -> tuple[str, tuple[str | int | None, ...]]:
                 change.amount_minor,
                 change.currency,
                 change.status.value,
-                change.processed_at_ns,
+                # When it became final for whoever asks us; payments' own clock stands in the event.
+                time.time_ns(),
                 change.payment_id or None,
             )

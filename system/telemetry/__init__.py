@@ -20,11 +20,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from system.metrics import Metrics
 from system.settings import TelemetrySettings
+from system.telemetry.recording import SpanRecorder
+from system.telemetry.tracing import LeanTracer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 _W3C = TraceContextTextMapPropagator()
+_FIELDS = frozenset(_W3C.fields)  # the property makes a new set each time
+_FIELD_LENGTHS = frozenset(map(len, _FIELDS))
 
 
 def inject(headers: dict[str, str]) -> None:
@@ -34,7 +38,11 @@ def inject(headers: dict[str, str]) -> None:
 
 def extract(headers: Mapping[str, str]) -> Context:
     """The caller's span in headers that arrived, whatever the case of their names; empty if there is none."""
-    carrier = {name.lower(): value for name, value in headers.items() if name.lower() in _W3C.fields}
+    carrier = {
+        lowered: value
+        for name, value in headers.items()
+        if len(name) in _FIELD_LENGTHS and (lowered := name.lower()) in _FIELDS
+    }
     return _W3C.extract(carrier, context=Context())
 
 
@@ -47,21 +55,14 @@ class Telemetry:
     """One boot's tracer, with its spool and its shipping, from `async with` until its end."""
 
     def __init__(self, settings: TelemetrySettings, metrics: Metrics) -> None:
-        # Imported here: `inject` and `extract` alone need no SDK.
-        from system.telemetry.provider import TracerOwner  # noqa: PLC0415
-
         self.instance = secrets.token_hex(8)
-        self._owner = TracerOwner(settings, instance=self.instance, metrics=metrics)
-
-    @property
-    def tracer(self) -> Tracer:
-        """Makes this boot's spans."""
-        return self._owner.tracer
+        self._recorder = SpanRecorder(settings, instance=self.instance, metrics=metrics)
+        self.tracer: Tracer = LeanTracer(self._recorder)
 
     async def __aenter__(self) -> Self:
-        await self._owner.start()
+        self._recorder.start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Ship what is left, bounded, and close the spool."""
-        await self._owner.stop()
+        await self._recorder.stop()

@@ -39,10 +39,14 @@ import logging
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from system.errors import StartError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +59,16 @@ NO_SLOT = -1
 _HEADER = struct.Struct("<8sQQII32x")
 _FRAME = struct.Struct("<I")
 # Everything of a slot but its seq, which is written last.
-_SLOT = struct.Struct("<Q16s8s8sBB")
+_SLOT = struct.Struct(f"<Q16s8s8sBB{NAME_MAX_BYTES}s")
 _NUMBER = struct.Struct("<Q")
 _STARTED_AT = 8
 _ENDED_AT = 16
+_NO_ID = bytes(8)
+_NAMES_MAX = 256
 
 
 class SpoolError(StartError):
     """The spool's files cannot be made."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartedSpan:
-    """What is known of a span when it starts. seq: its number. kind: the number of OTLP's enum."""
-
-    seq: int
-    start_ns: int
-    trace_id: int
-    span_id: int
-    parent_span_id: int
-    kind: int
-    name: str
 
 
 class SpanSpool:
@@ -101,27 +94,28 @@ class SpanSpool:
         self._is_broken = False
         self._append(resource)
 
-    def started(self, span: StartedSpan) -> int:
-        """Note that a span began; returns the slot to give back to `ended`."""
+    def started(
+        self, *, seq: int, start_ns: int, context: SpanContext, parent: SpanContext | None, kind: int, name: str
+    ) -> int:
+        """Note that a span began; returns the slot to give back to `ended`. kind: the number of OTLP's enum."""
         slot = NO_SLOT
         if self._free:
             slot = self._free.pop()
             offset = _HEADER.size + slot * SLOT_BYTES
-            name = span.name.encode()[:NAME_MAX_BYTES].decode(errors="ignore").encode()
+            name_length, name_bytes = _fitting(name)
             _SLOT.pack_into(
                 self._open,
-                offset + 8,
-                span.start_ns,
-                span.trace_id.to_bytes(16, "big"),
-                span.span_id.to_bytes(8, "big"),
-                span.parent_span_id.to_bytes(8, "big"),
-                span.kind,
-                len(name),
+                offset + _NUMBER.size,
+                start_ns,
+                context.trace_id.to_bytes(16, "big"),
+                context.span_id.to_bytes(8, "big"),
+                _NO_ID if parent is None else parent.span_id.to_bytes(8, "big"),
+                kind,
+                name_length,
+                name_bytes,
             )
-            at = offset + 8 + _SLOT.size
-            self._open[at : at + len(name)] = name
-            _NUMBER.pack_into(self._open, offset, span.seq)
-        self._started = span.seq
+            _NUMBER.pack_into(self._open, offset, seq)
+        self._started = seq
         _NUMBER.pack_into(self._open, _STARTED_AT, self._started)
         return slot
 
@@ -160,3 +154,10 @@ class SpanSpool:
         if not self._is_broken:
             self._is_broken = True
             log.error("a span could not be spooled (%s); later failures are only counted", reason)
+
+
+@lru_cache(maxsize=_NAMES_MAX)
+def _fitting(name: str) -> tuple[int, bytes]:
+    """As much of a name as a slot holds, cut between two characters, and its length."""
+    fitting = name.encode("utf-8", "replace")[:NAME_MAX_BYTES].decode(errors="ignore").encode()
+    return len(fitting), fitting

@@ -233,7 +233,7 @@ def test_operations_latencies_and_recovery_are_told(tmp_path: Path) -> None:
 
 
 def test_a_fault_says_when_it_blew_and_what_it_caught(tmp_path: Path) -> None:
-    """Window, grip, operations held up, and whether both ends were seen."""
+    """Window, grip, operations touched, and whether both ends were seen."""
     text = told(page_of(tmp_path, asked("o1", at_ms=0), fault(from_ms=1200, to_ms=4200)))
 
     assert "partition payments->nats 1.20 s to 4.20 s (3.00 s) 4,321 bytes 7 ✓ yes" in text

@@ -20,24 +20,30 @@ if TYPE_CHECKING:
 
 _CHARGES = """
 WITH booked AS (
-    SELECT DISTINCT key FROM ledger WHERE kind = 'charge'
+    SELECT key, count(*) AS charges FROM ledger WHERE kind = 'charge' GROUP BY key
 ), told AS (
-    SELECT DISTINCT key FROM spans
+    SELECT key, count(*) AS charges FROM spans
     WHERE service = 'provider' AND key IS NOT NULL
       AND json_extract_string(attributes, '$."charge.outcome"') = 'captured'
+    GROUP BY key
 ), may_tell AS (
-    SELECT key FROM told
-    UNION
-    SELECT o.key FROM spans s JOIN operations o USING (trace_id) WHERE s.service = 'provider' AND s.ended_ns IS NULL
+    SELECT t.key FROM spans s
+    JOIN (SELECT key, trace_id FROM operations UNION SELECT key, trace_id FROM messages) t USING (trace_id)
+    WHERE s.service = 'provider' AND s.ended_ns IS NULL
+), compared AS (
+    SELECT key, coalesce(b.charges, 0) AS booked, coalesce(t.charges, 0) AS told
+    FROM booked b FULL JOIN told t USING (key)
 )
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeWithoutLedger:
-    """The provider's span says captured, its ledger has no such charge."""
+    """The provider's spans say captured more often than its ledger has charges."""
 
     order: str
+    told: int
+    booked: int
 
     @property
     def key(self) -> str:
@@ -46,14 +52,18 @@ class ChargeWithoutLedger:
 
     def sentence(self) -> str:
         """Say it."""
-        return f"order {self.order}: the provider's span says captured, its ledger holds no charge"
+        return (
+            f"order {self.order}: the provider's spans say captured {self.told} times, its ledger {self.booked} times"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeWithoutSpan:
-    """The ledger has a charge of which no span of the provider tells."""
+    """The ledger has more charges than spans of the provider tell of."""
 
     order: str
+    told: int
+    booked: int
 
     @property
     def key(self) -> str:
@@ -62,17 +72,23 @@ class ChargeWithoutSpan:
 
     def sentence(self) -> str:
         """Say it."""
-        return f"order {self.order}: the ledger holds a charge, no span of the provider tells of it"
+        return f"order {self.order}: the ledger holds {self.booked} charges, the provider's spans tell of {self.told}"
 
 
 def _look(evidence: Evidence) -> Examination:
-    unbooked = evidence.query(_CHARGES + "SELECT key FROM told EXCEPT SELECT key FROM booked ORDER BY key")
-    untold = evidence.query(_CHARGES + "SELECT key FROM booked EXCEPT SELECT key FROM may_tell ORDER BY key")
+    unbooked = evidence.query(_CHARGES + "SELECT key, told, booked FROM compared WHERE told > booked ORDER BY key")
+    untold = evidence.query(
+        _CHARGES
+        + """
+        SELECT key, told, booked FROM compared
+        WHERE booked > told AND key NOT IN (SELECT key FROM may_tell WHERE key IS NOT NULL) ORDER BY key
+        """
+    )
     return Examination(
-        examined=evidence.count(_CHARGES + "SELECT count(*) FROM (SELECT key FROM booked UNION SELECT key FROM told)"),
+        examined=evidence.count(_CHARGES + "SELECT count(*) FROM compared"),
         liveness=(
-            *(ChargeWithoutLedger(order=key) for (key,) in unbooked),
-            *(ChargeWithoutSpan(order=key) for (key,) in untold),
+            *(ChargeWithoutLedger(order=key, told=told, booked=booked) for key, told, booked in unbooked),
+            *(ChargeWithoutSpan(order=key, told=told, booked=booked) for key, told, booked in untold),
         ),
     )
 

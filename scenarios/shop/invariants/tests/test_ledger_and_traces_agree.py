@@ -46,14 +46,14 @@ def test_a_captured_span_without_a_ledger_line_is_a_violation() -> None:
     verdict = ledger_and_traces_agree.judge(evidence_of(accepted("o1"), CAPTURED))
 
     assert verdict.state is VIOLATED
-    assert verdict.findings == (ChargeWithoutLedger(order="o1"),)
+    assert verdict.findings == (ChargeWithoutLedger(order="o1", told=1, booked=0),)
 
 
 def test_a_ledger_line_without_a_span_is_a_violation() -> None:
     """Money moved behind the traces' back."""
     verdict = ledger_and_traces_agree.judge(evidence_of(accepted("o1"), charged("o1")))
 
-    assert verdict.findings == (ChargeWithoutSpan(order="o1"),)
+    assert verdict.findings == (ChargeWithoutSpan(order="o1", told=0, booked=1),)
 
 
 def test_a_disagreement_is_unknown_while_either_channel_is_incomplete() -> None:
@@ -73,3 +73,10 @@ def test_a_span_that_was_open_when_the_provider_died_tells_by_its_trace() -> Non
     died = replace(CAPTURED, ended_ns=None, key=None, attributes="{}")
 
     assert ledger_and_traces_agree.judge(evidence_of(accepted("o1"), died, charged("o1"))).state is HOLDS
+
+
+def test_two_charges_against_one_captured_span_disagree() -> None:
+    """The second one was taken behind the traces' back."""
+    evidence = evidence_of(accepted("o1"), CAPTURED, charged("o1"), charged("o1", at_ms=5, seq=2))
+
+    assert ledger_and_traces_agree.judge(evidence).findings == (ChargeWithoutSpan(order="o1", told=1, booked=2),)

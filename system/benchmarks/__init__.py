@@ -1,0 +1,1 @@
+"""Benchmarks of the system: figures for people, never timed tests."""
