@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 SpanRow = Span | SpanLink | SpanEvent
 
+_SLOWED_DOWN = 2
+"""An operation was held up when it took so many times as long as the slowest one before the storm."""
+
 
 async def collect(
     system: SystemUnderTest,
@@ -68,7 +71,8 @@ async def collect(
         writer.write(
             chain(operations, spans, messages, consumers, advisories, ledger.entries, states, events, channels)
         )
-        writer.write(_touching(writer, window) for window in windows)
+        storm_began_ns = min((window.began_ns for window in windows), default=0)
+        writer.write(_touching(writer, window, storm_began_ns) for window in windows)
         if load is not None:
             writer.write([load])
         return writer.finish()
@@ -150,20 +154,26 @@ def _spans_channel(
     )
 
 
-def _touching(writer: EvidenceWriter, window: FaultWindow) -> Row:
-    """Count the operations that were in flight in the window and did not become final before it was healed.
+def _touching(writer: EvidenceWriter, window: FaultWindow, storm_began_ns: int) -> Row:
+    """Count the operations that the fault held up: in flight when it healed, and for longer than is usual.
 
-    One that was never accepted and was over before the window began is none of them.
+    Usual is what the slowest operation took that was final before the first fault began; some are always in flight, and
+    a harmless fault must not be credited with them. One that was never accepted, and was over before the window began,
+    is none of them.
     """
     if window.healed_ns is None:
         return window
     ((touched,),) = writer.execute(
         """
-        SELECT count(DISTINCT o.key) FROM operations o LEFT JOIN states s USING (key)
+        WITH untroubled AS (
+            SELECT coalesce(max(s.settled_ns - o.began_ns), 0) AS took_ns FROM operations o JOIN states s USING (key)
+            WHERE s.settled_ns < $3
+        )
+        SELECT count(DISTINCT o.key) FROM operations o LEFT JOIN states s USING (key) CROSS JOIN untroubled u
         WHERE o.outcome <> 'failed' AND o.began_ns < $2
-          AND (s.settled_ns >= $2
+          AND (s.settled_ns >= $2 AND s.settled_ns - o.began_ns > $4 * u.took_ns
                OR s.settled_ns IS NULL AND (o.outcome = 'ok' OR o.ended_ns IS NULL OR o.ended_ns >= $1))
         """,
-        [window.began_ns, window.healed_ns],
+        [window.began_ns, window.healed_ns, storm_began_ns, _SLOWED_DOWN],
     )
     return replace(window, touched=touched)

@@ -121,7 +121,7 @@ async def carry_out(
                 directory=directory.path,
             )
     with evidence, timings.measuring("judge"):
-        judgement = judge(evidence, system.invariants)
+        judgement = judge(evidence, system.invariants, planned_faults=len(plan.program))
     return Outcome(plan=plan, directory=directory, judgement=judgement, timings=timings.seconds)
 
 
@@ -131,7 +131,7 @@ def judge_again(directory: RunDirectory, system: SystemUnderTest, plan: Plan) ->
     from harness.evidence.store import FILE_NAME, Evidence  # noqa: PLC0415 - see carry_out
 
     with timings.measuring("judge"), Evidence.open(directory.path / FILE_NAME) as evidence:
-        judgement = judge(evidence, system.invariants)
+        judgement = judge(evidence, system.invariants, planned_faults=len(plan.program))
     return Outcome(plan=plan, directory=directory, judgement=judgement, timings=timings.seconds)
 
 

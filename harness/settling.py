@@ -7,6 +7,7 @@ the system was given after the last heal is over. The final reads are evidence; 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from harness.records import Channel, Outcome, State
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 0.05
 _READS_AT_ONCE = 32
+_LAST_READS_WITHIN_S = 10.0
+"""The reads after the deadline may take so long, all together; an API that hangs must not hang us."""
 
 
 async def settle(
@@ -48,7 +51,8 @@ async def settle(
     while True:
         # The last reads begin after the deadline, so that nothing is called late which was in time.
         is_last = loop.time() >= deadline_s
-        for key, state in (await _read_all(client, waiting)).items():
+        within_s = max(_LAST_READS_WITHIN_S, deadline_s - loop.time())
+        for key, state in (await _read_all(client, waiting, within_s=within_s)).items():
             if state is None:
                 states.pop(key, None)
             else:
@@ -75,7 +79,7 @@ def _is_over(state: State, was_accepted: bool) -> bool:  # noqa: FBT001 - a priv
     return state.is_final or (not was_accepted and state.state == "absent")
 
 
-async def _read_all(client: Client, keys: set[str]) -> dict[str, State | None]:
+async def _read_all(client: Client, keys: set[str], *, within_s: float) -> dict[str, State | None]:
     room = asyncio.Semaphore(_READS_AT_ONCE)
     states: dict[str, State | None] = {}
 
@@ -83,7 +87,8 @@ async def _read_all(client: Client, keys: set[str]) -> dict[str, State | None]:
         async with room:
             states[key] = await client.read(key)
 
-    async with asyncio.TaskGroup() as group:
-        for key in sorted(keys):
-            group.create_task(read(key))
-    return states
+    with contextlib.suppress(TimeoutError):  # what was not read by then is missing, and says so
+        async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
+            for key in sorted(keys):
+                group.create_task(read(key))
+    return {key: states.get(key) for key in keys}

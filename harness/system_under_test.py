@@ -212,8 +212,9 @@ def load_system(name: str, folder: Path) -> SystemUnderTest:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *known])
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"the system under test {name!r} cannot be imported from {folder}: {error}") from error
+    except Exception as error:  # whatever a stranger's module raises while it is imported
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the system under test {name!r} cannot be imported from {folder}: {what}") from error
     if not isinstance(found, SystemUnderTest):
         raise UsageError(f"the system under test {name!r} is a {type(found).__name__}, not a SystemUnderTest")
     return found

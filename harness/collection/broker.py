@@ -106,7 +106,7 @@ class BrokerRecords:
         """Read every message of these streams back, by sequence."""
         rows: list[Message] = []
         expected = 0
-        gaps = []
+        gaps = [] if streams else ["no stream is named"]
         for stream in streams:
             before = len(rows)
             try:

@@ -57,7 +57,7 @@ def parse(body: bytes) -> ExportTraceServiceRequest:
 def invalid_spans(request: ExportTraceServiceRequest) -> int:
     """Count the spans whose ids cannot be ids; `spans_of` leaves them out."""
     return sum(
-        not _is_valid(span)
+        not is_valid(span)
         for resource_spans in request.resource_spans
         for scope_spans in resource_spans.scope_spans
         for span in scope_spans.spans
@@ -70,7 +70,7 @@ def spans_of(request: ExportTraceServiceRequest) -> Iterator[tuple[Origin, trace
         origin = origin_of(resource_spans.resource)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
-                if _is_valid(span):
+                if is_valid(span):
                     yield origin, span
 
 
@@ -124,12 +124,8 @@ def span_rows(
         )
 
 
-def kind_name(number: int) -> str:
-    """Return OTLP's span kind in lower case; unspecified and unknown ones are internal."""
-    return _KINDS[number] if 0 <= number < len(_KINDS) else "internal"
-
-
-def _is_valid(span: trace_pb2.Span) -> bool:
+def is_valid(span: trace_pb2.Span) -> bool:
+    """Tell whether a span's ids can be ids: of the right length, and not all zero."""
     return (
         len(span.trace_id) == _TRACE_ID_BYTES
         and len(span.span_id) == _SPAN_ID_BYTES
@@ -137,6 +133,11 @@ def _is_valid(span: trace_pb2.Span) -> bool:
         and any(span.trace_id)
         and any(span.span_id)
     )
+
+
+def kind_name(number: int) -> str:
+    """Return OTLP's span kind in lower case; unspecified and unknown ones are internal."""
+    return _KINDS[number] if 0 <= number < len(_KINDS) else "internal"
 
 
 def _span_id(octets: bytes) -> SpanId:

@@ -19,10 +19,11 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from harness.collection.spans import Origin, kind_name, origin_of
+from harness.collection.spans import Origin, is_valid, kind_name, origin_of
 from harness.records import Span, SpanId, TraceId
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class Boot:
     """One boot of one process, as its spool tells it.
 
     started: how many spans it began, None when the `.open` file is missing or torn.
-    ended: as they were spooled. open: as rows, for a slot is all there is of them.
+    ended: as they were spooled. open: as rows, for a slot is all there is of them. spoilt: frames that are no spans.
     """
 
     origin: Origin
     started: int | None
     ended: tuple[trace_pb2.Span, ...]
     open: tuple[Span, ...]
+    spoilt: int = 0
 
 
 def read_boots(directory: Path) -> Iterator[Boot]:
@@ -58,10 +60,28 @@ def read_boots(directory: Path) -> Iterator[Boot]:
         first = next(frames, None)
         if first is None:
             continue
-        origin = origin_of(Resource.FromString(first))
-        ended = tuple(trace_pb2.Span.FromString(frame) for frame in frames)
+        ended = []
+        spoilt = 0
+        try:
+            origin = origin_of(Resource.FromString(first))
+        except DecodeError:
+            origin, spoilt = Origin(service=path.stem, instance=path.stem), 1
+        for frame in frames:
+            span = _span(frame)
+            if span is None:
+                spoilt += 1
+            else:
+                ended.append(span)
         started, still_open = read_open(path.with_suffix(".open"), origin)
-        yield Boot(origin=origin, started=started, ended=ended, open=still_open)
+        yield Boot(origin=origin, started=started, ended=tuple(ended), open=still_open, spoilt=spoilt)
+
+
+def _span(frame: bytes) -> trace_pb2.Span | None:
+    try:
+        span = trace_pb2.Span.FromString(frame)
+    except DecodeError:
+        return None
+    return span if is_valid(span) else None
 
 
 def read_open(path: Path, origin: Origin) -> tuple[int | None, tuple[Span, ...]]:

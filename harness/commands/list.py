@@ -37,7 +37,8 @@ async def execute(options: argparse.Namespace) -> int:
             for each in system.load_profiles
         ],
         "mutants": [
-            {"name": each.name, "summary": each.says.splitlines()[0]} for each in read_bugs(system.planted_bugs)
+            {"name": each.name, "summary": each.says.splitlines()[0]}
+            for each in (read_bugs(system.planted_bugs) if system.planted_bugs.is_dir() else ())
         ],
     }
     if options.json:

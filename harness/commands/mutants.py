@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from harness.commands.conducting import print_json, seed_of, tell
 from harness.commands.run import carry_out_experiment
-from harness.errors import StormproofError, UsageError
+from harness.errors import UsageError
 from harness.invariants.verdict import UNKNOWN, VIOLATED
 from harness.planting import read_bugs
 from harness.report.tables import console_for, table_of

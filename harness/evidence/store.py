@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import duckdb
 import numpy as np
 
-from harness.errors import EvidenceDamagedError
+from harness.errors import EnvironmentFailedError, EvidenceDamagedError
 from harness.evidence.schema import FORMAT, columns_of, ddl, table_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class EvidenceWriter:
         self._connection.execute(ddl())
 
     def write(self, rows: Iterable[Row]) -> int:
-        """Append rows, of any mix of tables, and return how many there were."""
+        """Append rows, of any mix of tables, and return how many there were.
+
+        Raises EnvironmentFailedError when they cannot be kept, as on a full disk.
+        """
         waiting: dict[type[Row], list[Row]] = {}
         count = 0
         for row in rows:
@@ -68,10 +71,21 @@ class EvidenceWriter:
         """Close the writing and return the evidence, opened for reading."""
         if self._path is None or self._unfinished is None:
             return Evidence(self._connection)
-        self._connection.execute("CHECKPOINT")
+        self._keep("CHECKPOINT")
         self._connection.close()
         self._unfinished.rename(self._path)
         return Evidence.open(self._path)
+
+    def _keep(self, sql: str) -> None:
+        try:
+            self._connection.execute(sql)
+        except (duckdb.ProgrammingError, duckdb.DataError):
+            raise
+        except duckdb.Error as error:
+            raise EnvironmentFailedError(
+                f"the evidence cannot be written to {self._path} ({str(error).splitlines()[0]}): "
+                "make room, or choose another place with --runs-dir"
+            ) from error
 
     def _insert(self, record: type[Row], rows: list[Row]) -> None:
         if not rows:
@@ -84,7 +98,7 @@ class EvidenceWriter:
             arrays[field.name] = array
         selected = ", ".join(f"{column.name}::{column.sql_type}" for column in columns)
         self._connection.register("arriving", arrays)
-        self._connection.execute(f"INSERT INTO {table_of(record)} SELECT {selected} FROM arriving")  # noqa: S608 - names come from our own dataclasses
+        self._keep(f"INSERT INTO {table_of(record)} SELECT {selected} FROM arriving")  # noqa: S608 - names come from our own dataclasses
         self._connection.unregister("arriving")
 
 

@@ -5,7 +5,9 @@ Seen as bad (safety): spans of the operation in a foreign trace, a second root, 
 its publish. Not seen as good (liveness): an operation without any span, a span whose parent is nowhere, a message whose
 delivery no span tells of.
 
-Spans that were open when their process died count as parents: the channel keeps them (`ended_ns` is NULL).
+Spans that were open when their process died count as parents: the channel keeps them (`ended_ns` is NULL). A delivery
+is asked of each durable consumer that the broker delivered the message to, by `messaging.consumer.group.name`; where
+nobody uses that attribute, or the broker's consumers are not known, any one delivery will do.
 """
 
 from __future__ import annotations
@@ -97,16 +99,18 @@ class NoSpans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnlinkedDelivery:
-    """A stored message that no consumer's span is linked to."""
+    """A message that was delivered to a consumer, and no span of it is linked to the publish."""
 
     key: str
     subject: str
     stream: str
     sequence: int
+    consumer: str
 
     def sentence(self) -> str:
         """Say it."""
-        return f"{self.key}: no span tells of a delivery of message {self.stream}#{self.sequence} ({self.subject})"
+        message = f"{self.stream}#{self.sequence} ({self.subject})"
+        return f"{self.key}: no span is linked to the publish of message {message} for its delivery to {self.consumer}"
 
 
 def _look(evidence: Evidence) -> Examination:
@@ -162,15 +166,39 @@ def _look(evidence: Evidence) -> Examination:
         _ACCEPTED
         + """
         , told AS (
-            SELECT linked_trace_id AS trace_id, linked_span_id AS span_id FROM span_links
+            SELECT l.linked_trace_id AS trace_id, l.linked_span_id AS span_id, s.kind, s.ended_ns, s.attributes
+            FROM span_links l JOIN spans s ON s.trace_id = l.trace_id AND s.span_id = l.span_id
             UNION ALL
-            SELECT trace_id, parent_span_id FROM spans WHERE kind = 'consumer' AND parent_span_id IS NOT NULL
+            SELECT trace_id, parent_span_id, kind, ended_ns, attributes FROM spans
+            WHERE kind = 'consumer' AND parent_span_id IS NOT NULL
+        ), told_by AS (
+            SELECT DISTINCT trace_id, span_id,
+                   CASE WHEN ended_ns IS NOT NULL
+                        THEN json_extract_string(attributes, '$."messaging.consumer.group.name"') END AS consumer
+            FROM told
+        ), convention AS (
+            SELECT count(*) > 0 AS is_used FROM told_by WHERE consumer IS NOT NULL
+        ), due AS (
+            SELECT m.trace_id, m.span_id, c.name AS consumer
+            FROM messages m JOIN consumers c ON c.stream = m.stream AND m.sequence <= c.delivered_sequence
+            CROSS JOIN convention
+            WHERE is_used AND m.key IN (SELECT key FROM accepted) AND m.span_id IS NOT NULL
+              AND coalesce(json_extract_string(c.config, '$.filter_subject'), '') IN (m.subject, '', '>')
+            UNION
+            SELECT m.trace_id, m.span_id, NULL
+            FROM messages m CROSS JOIN convention
+            LEFT JOIN (
+                SELECT stream, max(delivered_sequence) AS delivered FROM consumers GROUP BY stream
+            ) c USING (stream)
+            WHERE m.key IN (SELECT key FROM accepted) AND m.span_id IS NOT NULL
+              AND (c.delivered IS NULL OR NOT is_used AND m.sequence <= c.delivered)
         ), untold AS (
-            SELECT trace_id, span_id FROM messages WHERE key IN (SELECT key FROM accepted) AND span_id IS NOT NULL
-            EXCEPT SELECT trace_id, span_id FROM told
+            SELECT trace_id, span_id, consumer FROM due
+            EXCEPT SELECT d.trace_id, d.span_id, d.consumer FROM due d JOIN told_by t USING (trace_id, span_id)
+            WHERE t.consumer = d.consumer OR t.consumer IS NULL OR d.consumer IS NULL
         )
-        SELECT m.key, m.subject, m.stream, m.sequence FROM messages m JOIN untold USING (trace_id, span_id)
-        ORDER BY m.stream, m.sequence
+        SELECT m.key, m.subject, m.stream, m.sequence, coalesce(u.consumer, 'anybody')
+        FROM messages m JOIN untold u USING (trace_id, span_id) ORDER BY m.stream, m.sequence, u.consumer
         """
     )
     return Examination(
@@ -187,8 +215,8 @@ def _look(evidence: Evidence) -> Examination:
             *(NoSpans(key=key) for (key,) in silent),
             *(OrphanSpan(key=key, service=service, span=span) for key, service, span in orphans),
             *(
-                UnlinkedDelivery(key=key, subject=subject, stream=stream, sequence=sequence)
-                for key, subject, stream, sequence in unlinked
+                UnlinkedDelivery(key=key, subject=subject, stream=stream, sequence=sequence, consumer=consumer)
+                for key, subject, stream, sequence, consumer in unlinked
             ),
         ),
     )

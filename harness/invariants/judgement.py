@@ -66,8 +66,11 @@ ACCEPTED_SHARE_MIN = 0.5
 """With less than this share of the operations accepted, HOLDS would be about next to nothing."""
 
 
-def judge(evidence: Evidence, invariants: Iterable[Invariant]) -> Judgement:
-    """Rule on every invariant. A pure function of the evidence; it needs no broker and changes nothing."""
+def judge(evidence: Evidence, invariants: Iterable[Invariant], *, planned_faults: int = 0) -> Judgement:
+    """Rule on every invariant. A pure function of the evidence; it needs no broker and changes nothing.
+
+    planned_faults: how many windows the plan asks for; fewer on record make the run UNKNOWN.
+    """
     faults = tuple(sorted(evidence.select(FaultWindow), key=lambda window: window.number))
     load = next(iter(evidence.select(LoadSummary)), None)
     return Judgement(
@@ -77,6 +80,7 @@ def judge(evidence: Evidence, invariants: Iterable[Invariant]) -> Judgement:
         load=load,
         vacuous=(
             *(sentence for window in faults if (sentence := vacuity_of(window))),
+            *_unplayed(len(faults), planned_faults),
             *_shortfall(load),
             *_hardly_accepted(evidence),
             *_died(evidence),
@@ -103,6 +107,10 @@ def vacuity_of(window: FaultWindow) -> str:
     if window.touched == 0:
         return f"{what} is vacuous: no operation was in flight when it healed"
     return ""
+
+
+def _unplayed(played: int, planned: int) -> tuple[str, ...]:
+    return (f"{planned} faults were planned, {played} are on record",) if played < planned else ()
 
 
 def _shortfall(load: LoadSummary | None) -> tuple[str, ...]:

@@ -109,7 +109,9 @@ def judgement(states: dict[str, Ruling], vacuous: tuple[str, ...] = ()) -> Judge
         Verdict(invariant=name, name=name, claim="", state=state, examined=1, reason=f"{name} {state}")
         for name, state in states.items()
     )
-    return Judgement(verdicts=verdicts, channels=(), faults=(), load=None, vacuous=vacuous, outcomes={}, recovery_s=None)
+    return Judgement(
+        verdicts=verdicts, channels=(), faults=(), load=None, vacuous=vacuous, outcomes={}, recovery_s=None
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from harness.invariants.connected_traces import (
     connected_traces,
 )
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
-from harness.records import Message, Operation, Outcome, Span, SpanId, SpanLink, TraceId
+from harness.records import Consumer, Message, Operation, Outcome, Span, SpanId, SpanLink, TraceId
 
 TRACE, FOREIGN = TraceId(f"{7:032x}"), TraceId(f"{8:032x}")
 
@@ -89,7 +89,9 @@ def test_spans_of_an_order_in_a_foreign_trace_are_a_violation() -> None:
 
     assert verdict.state is VIOLATED
     assert verdict.findings[0] == ForeignTrace(key="o1", service="payments", span="process orders.created", spans=1)
-    assert verdict.findings[1:] == (UnlinkedDelivery(key="o1", subject="orders.created", stream="ORDERS", sequence=1),)
+    assert verdict.findings[1:] == (
+        UnlinkedDelivery(key="o1", subject="orders.created", stream="ORDERS", sequence=1, consumer="anybody"),
+    )
 
 
 def test_a_second_root_is_a_violation() -> None:
@@ -152,7 +154,9 @@ def test_a_stored_message_that_no_span_delivered_is_a_finding() -> None:
     """Somebody took it without saying so."""
     verdict = connected_traces.judge(evidence_of(OPERATION, SERVER, PUBLISH, MESSAGE))
 
-    assert verdict.findings == (UnlinkedDelivery(key="o1", subject="orders.created", stream="ORDERS", sequence=1),)
+    assert verdict.findings == (
+        UnlinkedDelivery(key="o1", subject="orders.created", stream="ORDERS", sequence=1, consumer="anybody"),
+    )
 
 
 def test_an_accepted_operation_without_any_span_is_a_finding() -> None:
@@ -165,3 +169,49 @@ def test_an_accepted_operation_without_any_span_is_a_finding() -> None:
 def test_no_accepted_operation_is_unknown() -> None:
     """There is no trace to follow."""
     assert connected_traces.judge(evidence_of(SERVER)).state is UNKNOWN
+
+
+def durable(name: str, *, delivered: int = 1) -> Consumer:
+    """Make a durable consumer of the stream, and how far the broker has delivered to it."""
+    return Consumer(
+        stream="ORDERS",
+        name=name,
+        pending=0,
+        ack_pending=0,
+        redelivered=0,
+        delivered_sequence=delivered,
+        ack_floor_sequence=delivered,
+        config='{"filter_subject": "orders.created"}',
+    )
+
+
+def test_each_durable_consumer_must_tell_of_its_own_delivery() -> None:
+    """The projection's span is no excuse for payments, which tells of nothing."""
+    projection = replace(PROCESS, attributes='{"messaging.consumer.group.name": "order-projection"}')
+    both = (durable("order-projection"), durable("payment-processor"))
+
+    verdict = connected_traces.judge(evidence_of(OPERATION, SERVER, PUBLISH, projection, MESSAGE, both))
+
+    assert verdict.findings == (
+        UnlinkedDelivery(key="o1", subject="orders.created", stream="ORDERS", sequence=1, consumer="payment-processor"),
+    )
+
+
+def test_a_message_that_was_not_delivered_yet_owes_no_span() -> None:
+    """It is pending: the other invariants say whether that is in order."""
+    projection = replace(PROCESS, attributes='{"messaging.consumer.group.name": "order-projection"}')
+    both = (durable("order-projection"), durable("payment-processor", delivered=0))
+
+    assert connected_traces.judge(evidence_of(OPERATION, SERVER, PUBLISH, projection, MESSAGE, both)).state is HOLDS
+
+
+def test_a_consumer_that_was_killed_in_the_middle_has_told_enough() -> None:
+    """Its span was open: it has no attributes, but it hangs on the publish."""
+    projection = replace(PROCESS, attributes='{"messaging.consumer.group.name": "order-projection"}')
+    killed = replace(PROCESS, span_id=SpanId(9), ended_ns=None, key=None)
+    both = (durable("order-projection"), durable("payment-processor"))
+
+    assert (
+        connected_traces.judge(evidence_of(OPERATION, SERVER, PUBLISH, projection, killed, MESSAGE, both)).state
+        is HOLDS
+    )

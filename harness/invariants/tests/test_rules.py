@@ -13,7 +13,7 @@ from harness.evidence.in_memory import evidence_of
 from harness.invariants.invariant import Examination, Invariant
 from harness.invariants.judgement import judge
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED, Ruling, worst
-from harness.records import FaultWindow, LoadSummary
+from harness.records import FaultWindow, LoadSummary, Operation, Outcome, ProcessEvent
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
@@ -116,7 +116,7 @@ def test_a_channel_that_was_not_collected_is_a_gap() -> None:
     ("window", "says"),
     [
         (replace(WINDOW, grip=0), "caught no bytes"),
-        (replace(WINDOW, touched=0), "no operation in flight was held up"),
+        (replace(WINDOW, touched=0), "no operation was in flight when it healed"),
         (replace(WINDOW, verified=False, why="it could not be injected"), "it could not be injected"),
         (replace(WINDOW, healed_ns=None, why="the link does not answer"), "never healed"),
     ],
@@ -166,3 +166,60 @@ def test_a_load_that_fell_short_makes_the_run_unknown() -> None:
         "the load fell short: 10 of 100 operations that were due were never begun (90/s of 100/s asked)",
     )
     assert full.load == replace(load, missed_slots=0)
+
+
+def operation(key: str, outcome: Outcome) -> Operation:
+    """Make an operation with this outcome."""
+    return Operation(
+        number=0,
+        kind="create",
+        key=key,
+        outcome=outcome,
+        intended_ns=0,
+        began_ns=0,
+        ended_ns=1,
+        trace_id=None,
+        span_id=None,
+        status=None,
+        detail="",
+        request="{}",
+    )
+
+
+def test_a_load_of_which_hardly_anything_was_accepted_makes_the_run_unknown() -> None:
+    """One order that went well among two refused ones proves next to nothing."""
+    refused = (operation("o2", Outcome.UNKNOWN), operation("o3", Outcome.FAILED))
+
+    judgement = judge(evidence_of(operation("o1", Outcome.OK), refused), [claim(Examination(examined=1))])
+
+    assert judgement.state is UNKNOWN
+    assert judgement.vacuous == ("hardly anything was accepted: 1 of 3 operations, so the promises were hardly tried",)
+    assert judgement.outcomes == {"failed": 1, "ok": 1, "unknown": 1}
+
+
+def test_a_process_that_died_by_itself_makes_the_run_unknown() -> None:
+    """No promise was seen broken, and still nobody would call that all right."""
+    death = ProcessEvent(process="payments", pid=1, event="exited", at_ns=5, detail="unexpected: exit code 7\nlog")
+    asked_for = replace(death, detail="exit code 0")
+
+    assert judge(evidence_of(asked_for), [claim(Examination(examined=1))]).state is HOLDS
+    judgement = judge(evidence_of(death), [claim(Examination(examined=1))])
+    assert judgement.state is UNKNOWN
+    assert judgement.vacuous == ("payments died by itself: unexpected: exit code 7",)
+
+
+def test_a_planned_fault_that_is_not_on_record_makes_the_run_unknown() -> None:
+    """Somebody lost it, or took it out."""
+    judgement = judge(evidence_of(WINDOW), [claim(Examination(examined=1))], planned_faults=2)
+
+    assert judgement.vacuous == ("2 faults were planned, 1 are on record",)
+
+
+def test_a_finding_that_cannot_tell_itself_is_unknown_not_a_crash() -> None:
+    """A stranger's finding may raise when it is asked for its sentence."""
+
+    class Mute(Seen):
+        def sentence(self) -> str:
+            raise RuntimeError("no words")
+
+    assert claim(Examination(examined=1, safety=(Mute(),))).judge(evidence_of()).state is UNKNOWN

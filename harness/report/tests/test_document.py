@@ -50,7 +50,9 @@ def test_a_finding_stands_in_the_document_with_the_fields_it_has(
 ) -> None:
     """Its sentence is always there."""
     verdict = Verdict(invariant="X1", name="x", claim="x", state=VIOLATED, examined=1, reason="x", findings=(finding,))
-    judgement = Judgement(verdicts=(verdict,), channels=(), faults=(), load=None, vacuous=(), outcomes={}, recovery_s=None)
+    judgement = Judgement(
+        verdicts=(verdict,), channels=(), faults=(), load=None, vacuous=(), outcomes={}, recovery_s=None
+    )
     outcome = Outcome(plan=plan(), directory=RunDirectory(id="run-1", path=tmp_path), judgement=judgement, timings={})
 
     document = verdict_document(outcome)
