@@ -30,7 +30,8 @@ class Trace:
     @property
     def orphans(self) -> tuple[Span, ...]:
         """The spans whose parent is neither a span of this trace nor the operation."""
-        known: set[SpanId | None] = {span.span_id for span in self.spans} | {self.operation.span_id}
+        known: set[SpanId | None] = {span.span_id for span in self.spans}
+        known.add(self.operation.span_id)
         # An operation without a span is nobody's parent, least of all of the spans that name none.
         known.discard(None)
         return tuple(span for span in self.spans if span.parent_span_id not in known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from chaos.faults.kill import Kill
 from chaos.faults.partition import Partition
-from harness.environment.topology import BROKER, Topology
+from harness.environment.topology import BROKER, ProcessSpec, Topology
 from harness.invariants.verdict import UNKNOWN
 from harness.live_run import live_run
 from scenarios.shop import SHOP
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from harness.environment.topology import Wiring
     from harness.runs import RunDirectory
     from harness.system_under_test import SystemUnderTest
+
+BYSTANDER = """
+import http.server, os
+host, port = os.environ["LISTEN"].split(":")
+http.server.HTTPServer((host, int(port)), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
 
 pytestmark = pytest.mark.usefixtures("toxiproxy_binary")
 
@@ -88,3 +95,25 @@ async def test_spans_that_died_with_their_process_are_missed_not_ignored(
     assert traces.state is UNKNOWN, judgement.explain()
     assert "payments" in traces.reason
     assert orders.state == "HOLDS", judgement.explain()
+
+
+async def test_a_kill_of_a_process_that_nobody_needs_is_vacuous(run_directory: RunDirectory, chaos_seed: int) -> None:
+    """Orders are in flight when it comes back, as ever, and none of them took any longer."""
+    bystander = ProcessSpec(
+        name="bystander",
+        argv=(sys.executable, "-c", BYSTANDER),
+        environment=lambda wiring: {"LISTEN": wiring.listen("bystander")},
+        ready_path="/",
+    )
+    processes = (*SHOP.topology.processes, bystander)
+    crowded = replace(SHOP, topology=Topology(processes=processes, links=SHOP.topology.links))
+
+    async with live_run(crowded, run_directory, seed=chaos_seed) as run:
+        shop = Shop(run)
+        await shop.place_orders(count=60)
+        async with shop.under(Kill(process="bystander")):
+            await shop.place_orders(count=60)
+        judgement = await shop.judge(zero_dropped_orders, no_double_charge)
+
+    assert judgement.state is UNKNOWN, judgement.explain()
+    assert judgement.vacuous == ("fault kill on bystander is vacuous: no operation in flight was held up by it",)

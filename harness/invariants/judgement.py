@@ -105,7 +105,7 @@ def vacuity_of(window: FaultWindow) -> str:
     if window.grip == 0:
         return f"{what} is vacuous: it caught no {window.grip_unit}, so nothing went through what it broke"
     if window.touched == 0:
-        return f"{what} is vacuous: no operation was in flight when it healed"
+        return f"{what} is vacuous: no operation in flight was held up by it"
     return ""
 
 
@@ -134,7 +134,7 @@ def _died(evidence: Evidence) -> tuple[str, ...]:
     rows = evidence.query(
         "SELECT process, detail FROM processes WHERE event = 'exited' AND detail LIKE 'unexpected%' ORDER BY at_ns"
     )
-    return tuple(f"{process} died by itself: {detail.splitlines()[0]}" for process, detail in rows)
+    return tuple(f"{process} died by itself: {detail.splitlines()[0].split(';')[0]}" for process, detail in rows)
 
 
 def _recovery_s(evidence: Evidence) -> float | None:

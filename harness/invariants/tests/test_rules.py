@@ -116,7 +116,7 @@ def test_a_channel_that_was_not_collected_is_a_gap() -> None:
     ("window", "says"),
     [
         (replace(WINDOW, grip=0), "caught no bytes"),
-        (replace(WINDOW, touched=0), "no operation was in flight when it healed"),
+        (replace(WINDOW, touched=0), "no operation in flight was held up"),
         (replace(WINDOW, verified=False, why="it could not be injected"), "it could not be injected"),
         (replace(WINDOW, healed_ns=None, why="the link does not answer"), "never healed"),
     ],
