@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import cli
+from harness.errors import EvidenceDamagedError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,3 +152,45 @@ def test_a_reader_that_goes_away_is_not_a_violation() -> None:
         process.wait(timeout=60)
 
     assert process.returncode == 3
+
+
+class Breaking:
+    """A command that raises what it was given."""
+
+    def __init__(self, error: BaseException) -> None:
+        """Raise this."""
+        self._error = error
+
+    async def execute(self, _options: object) -> int:
+        """Raise it."""
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "says"),
+    [
+        (UsageError("no such word"), 64, "no such word"),
+        (
+            ExceptionGroup("tasks", [OSError("noise"), ExceptionGroup("more", [UsageError("no such word")])]),
+            64,
+            "no such",
+        ),
+        (ExceptionGroup("tasks", [OSError(28, "No space left on device")]), 3, "No space left on device"),
+        (EvidenceDamagedError("torn"), 2, "torn"),
+        (ZeroDivisionError("of nothing"), 3, "the harness itself broke (ZeroDivisionError: of nothing)"),
+        (ExceptionGroup("tasks", [ZeroDivisionError("of nothing")]), 3, "the harness itself broke"),
+        (asyncio.CancelledError(), 2, "interrupted"),
+    ],
+)
+def test_whatever_escapes_a_command_is_a_sentence_and_never_exit_code_1(
+    error: BaseException,
+    exit_code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """1 means VIOLATED; a task group's wrapping must not hide whose fault it was, on any Python."""
+    monkeypatch.setattr(importlib, "import_module", lambda _name: Breaking(error))
+
+    assert cli.main(["list"]) == exit_code
+    assert says in capsys.readouterr().err
