@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import pytest_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,15 +86,26 @@ def toxiproxy_binary(request: pytest.FixtureRequest) -> Path:
         pytest.skip(f"toxiproxy cannot be had: {error}")
 
 
-@pytest_asyncio.fixture
-async def live_run(
-    system_under_test: SystemUnderTest,
-    run_directory: RunDirectory,
-    chaos_seed: int,
-    toxiproxy_binary: Path,  # noqa: ARG001 - asked for so that its absence skips by name
-) -> AsyncIterator[LiveRun]:
-    """Start the configured system behind real proxies; end it, whatever the test did."""
-    from harness.live_run import live_run as start  # noqa: PLC0415 - see the top of this module
+try:
+    import pytest_asyncio
+except ImportError:
+    # An extra, which a plain `pip install stormproof` does not bring; the plugin is loaded all the same.
+    @pytest.fixture(name="live_run")
+    def live_run_without_pytest_asyncio() -> None:
+        """Fail by name, and say what to install."""
+        pytest.fail('live_run needs pytest-asyncio: pip install "stormproof[pytest]"', pytrace=False)
 
-    async with start(system_under_test, run_directory, seed=chaos_seed) as run:
-        yield run
+else:
+
+    @pytest_asyncio.fixture
+    async def live_run(
+        system_under_test: SystemUnderTest,
+        run_directory: RunDirectory,
+        chaos_seed: int,
+        toxiproxy_binary: Path,  # noqa: ARG001 - asked for so that its absence skips by name
+    ) -> AsyncIterator[LiveRun]:
+        """Start the configured system behind real proxies; end it, whatever the test did."""
+        from harness.live_run import live_run as start  # noqa: PLC0415 - see the top of this module
+
+        async with start(system_under_test, run_directory, seed=chaos_seed) as run:
+            yield run

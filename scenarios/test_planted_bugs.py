@@ -54,15 +54,19 @@ def test_a_bug_that_does_no_harm_is_missed(tmp_path: Path) -> None:
     assert matrix["score"] == 0
 
 
-def test_a_bug_that_breaks_its_process_at_the_start_is_a_broken_run_not_a_caught_bug(tmp_path: Path) -> None:
-    """Nothing was tested, and the log says why."""
+def test_a_bug_that_breaks_its_process_at_the_start_is_unknown_not_caught(tmp_path: Path) -> None:
+    """Nothing was tested, and the row says why; the other rows are not lost with it."""
     (tmp_path / "broken.py").write_text(
         '"""Cannot even start."""\n\nTARGET = "payments"\nEXPERIMENT = "payments-kill"\nEXPECTED = ("I2",)\n\n\n'
         'def plant() -> None:\n    """Fail."""\n    raise RuntimeError("planted with a broken spade")\n',
         encoding="utf-8",
     )
 
-    finished = stormproof("mutants", "--from", str(tmp_path), "--runs-dir", str(tmp_path / "runs"))
+    finished = stormproof("mutants", "--from", str(tmp_path), "--json", "--runs-dir", str(tmp_path / "runs"))
 
-    assert finished.returncode == 3
-    assert "planted with a broken spade" in finished.stderr
+    matrix = document(finished)
+    jsonschema.validate(matrix, SCHEMA)
+    assert finished.returncode == 2
+    (kill,) = rows(matrix, "mutants")
+    assert (kill["result"], kill["run"]) == ("unknown", "")
+    assert "planted with a broken spade" in str(kill["why"])

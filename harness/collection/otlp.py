@@ -3,13 +3,17 @@
 `POST /v1/traces` with `application/x-protobuf`, plain or gzip. A body is appended to `spans.otlp` in the run directory
 before it is acknowledged, so what a client was told is received survives the harness. Answers are OTLP's own: 200 with
 an ExportTraceServiceResponse (partial success when spans had impossible ids), 400 for bytes that are no request, 413
-and 415. Every refusal is counted, because a refused body is missing evidence.
+and 415, 503 when the disk does not take it. Every refusal is counted, because a refused body is missing evidence.
 
 The file holds frames of a little-endian uint32 length and one uncompressed ExportTraceServiceRequest each.
 """
 
 from __future__ import annotations
 
+import errno
+import gzip
+import io
+import os
 import struct
 import zlib
 from contextlib import asynccontextmanager
@@ -84,7 +88,10 @@ class OtlpReceiver:
             return self._refuse(400, str(error))
         refused = invalid_spans(message)
         spans = sum(len(scope.spans) for resource in message.resource_spans for scope in resource.scope_spans)
-        self._file.write(_LENGTH.pack(len(body)) + body)
+        try:
+            self._keep(_LENGTH.pack(len(body)) + body)
+        except OSError as error:
+            return self._refuse(503, f"the body cannot be kept ({error.strerror}): send it again later")
         self.bodies += 1
         self.spans += spans - refused
         self.spans_refused += refused
@@ -95,6 +102,15 @@ class OtlpReceiver:
                 f"{refused} spans have a trace or span id of the wrong length or zero"
             )
         return web.Response(body=response.SerializeToString(), content_type=PROTOBUF)
+
+    def _keep(self, frame: bytes) -> None:
+        """Append a frame whole or not at all: after half a one, none of the later ones could be read."""
+        end = self._file.seek(0, os.SEEK_END)
+        # Unbuffered: a full disk takes what fits and says how much that was.
+        written = self._file.write(frame)
+        if written != len(frame):
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, f"{written} of {len(frame)} bytes fitted into {self._path}")
 
     def _refuse(self, status: int, why: str) -> web.Response:
         self.bodies_refused += 1
@@ -133,13 +149,14 @@ def _decompressed(body: bytes, encoding: str) -> bytes:
         return body
     if encoding != "gzip":
         raise ValueError(f"Content-Encoding {encoding!r} is not understood: send gzip or none")
-    decoder = zlib.decompressobj(wbits=31)
+    if not body:
+        raise ValueError("the gzip body is empty")
     try:
-        plain = decoder.decompress(body, BODY_BYTES_MAX)
-    except zlib.error as error:
-        raise ValueError(f"the body is not gzip: {error}") from error
-    if decoder.unconsumed_tail:
+        # A gzip stream may have several members; whatever follows the last one is refused.
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as members:
+            plain = members.read(BODY_BYTES_MAX + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"the body is not whole gzip: {error}") from error
+    if len(plain) > BODY_BYTES_MAX:
         raise ValueError(f"the body is larger than {BODY_BYTES_MAX} bytes once unpacked: send smaller batches")
-    if not decoder.eof:
-        raise ValueError("the gzip body ends too early")
     return plain

@@ -1,7 +1,8 @@
 """`stormproof mutants`: plant each bug, run its experiment, and see whether the right invariant names it.
 
 A planted bug is *caught* when every invariant it expects says VIOLATED and no other does; *unknown* when the run could
-not tell or broke (its process does not start); *missed* otherwise. The exit code is 0 when all are caught, 1 when one was missed, 2 when one is unknown.
+not tell or broke (a process did not start); *missed* otherwise. The exit code is 0 when all are caught, 1 when one was
+missed, 2 when one is unknown.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rich.markup import escape
 
 from harness.commands.conducting import print_json, seed_of, tell
 from harness.commands.run import carry_out_experiment
-from harness.errors import UsageError
+from harness.errors import StormproofError, UsageError
 from harness.invariants.verdict import UNKNOWN, VIOLATED
 from harness.planting import read_bugs
 from harness.report.tables import console_for, table_of
@@ -22,6 +23,7 @@ from harness.system_under_test import configured_system
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Set as AbstractSet
     from typing import TextIO
 
     from harness.invariants.judgement import Judgement
@@ -56,7 +58,15 @@ async def execute(options: argparse.Namespace) -> int:
     seed = seed_of(options)
     kills = []
     for bug in bugs:
-        outcome = await carry_out_experiment(system, system.experiment(bug.experiment), seed, options, bug)
+        try:
+            outcome = await carry_out_experiment(system, system.experiment(bug.experiment), seed, options, bug)
+        except (StormproofError, ExceptionGroup) as error:
+            ours = _first_of_ours(error)
+            if ours is None or isinstance(ours, UsageError):
+                raise
+            # One broken run must not take the other rows with it.
+            kills.append(_row(bug, result=UNTOLD, why=str(ours)))
+            continue
         kills.append(kill_of(bug, outcome.judgement, str(outcome.directory.path)))
         if kills[-1].result != CAUGHT:
             # The whole report goes with a bug that got away: it is the harness that failed here.
@@ -92,6 +102,18 @@ def kill_of(bug: PlantedBug, judgement: Judgement, run: str) -> Kill:
                 *(f"{name} is violated too: {violated[name].reason}" for name in sorted(unrelated)),
             ]
         )
+    return _row(bug, result=result, why=why, run=run, violated=set(violated), unrelated=unrelated)
+
+
+def _row(
+    bug: PlantedBug,
+    *,
+    result: str,
+    why: str,
+    run: str = "",
+    violated: AbstractSet[str] = frozenset(),
+    unrelated: AbstractSet[str] = frozenset(),
+) -> Kill:
     return Kill(
         name=bug.name,
         says=bug.says.splitlines()[0],
@@ -103,6 +125,16 @@ def kill_of(bug: PlantedBug, judgement: Judgement, run: str) -> Kill:
         result=result,
         why=why,
     )
+
+
+def _first_of_ours(error: Exception) -> StormproofError | None:
+    """Return what a task group may have wrapped; None when nothing in it was raised on purpose."""
+    while isinstance(error, ExceptionGroup):
+        ours = error.subgroup(StormproofError)
+        if ours is None:
+            return None
+        error = ours.exceptions[0]
+    return error if isinstance(error, StormproofError) else None
 
 
 def _check(bug: PlantedBug, system: SystemUnderTest) -> None:

@@ -106,6 +106,15 @@ def test_a_span_of_the_order_in_a_foreign_trace_is_an_orphan_of_this_one() -> No
     assert trace_from(ORDER, [POST, PUBLISH, astray]).orphans == (astray,)
 
 
+def test_a_span_without_a_parent_does_not_descend_from_an_operation_without_a_span() -> None:
+    """Two things that are not known are not the same thing."""
+    trace = trace_from(replace(ORDER, span_id=None), [replace(POST, parent_span_id=None), PUBLISH])
+
+    assert [span.name for span in trace.orphans] == ["POST /orders"]
+    assert not trace.is_connected
+    assert "?? orphan" in trace.tree()
+
+
 def test_no_span_at_all_is_not_connected() -> None:
     """Nothing seen is not success."""
     with pytest.raises(AssertionError, match="no span of operation o1"):

@@ -31,8 +31,8 @@ def read_ledger_file(path: Path) -> LedgerReading:
     entries: list[LedgerEntry] = []
     gaps: list[str] = []
     # Not `splitlines`, nor the newlines of text mode: a line ends at LF alone, an id may hold U+2028.
-    lines = path.read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n")
-    for number, line in enumerate(lines if lines != [""] else [], start=1):
+    *lines, last = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
         try:
             entry = _entry(json.loads(line))
         except (ValueError, KeyError, TypeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import resource
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ def body(*span_ids: bytes) -> bytes:
     ).SerializeToString()
 
 
+def received(receiver: OtlpReceiver) -> list[bytes]:
+    """Return the ids of all spans that are on disk."""
+    return [span.span_id for request in receiver.requests() for _origin, span in spans_of(request)]
+
+
 @asynccontextmanager
 async def exporter(path: Path) -> AsyncIterator[tuple[OtlpReceiver, aiohttp.ClientSession]]:
     """Serve a receiver and open a client to it."""
@@ -54,8 +60,7 @@ async def test_a_body_that_was_acknowledged_is_on_disk(tmp_path: Path, encoding:
 
         assert answer.status == 200
         assert not ExportTraceServiceResponse.FromString(await answer.read()).HasField("partial_success")
-        spans = [span for request in receiver.requests() for _origin, span in spans_of(request)]
-        assert [span.span_id for span in spans] == [b"a" * 8, b"b" * 8]
+        assert received(receiver) == [b"a" * 8, b"b" * 8]
         assert (receiver.bodies, receiver.spans, receiver.bodies_refused) == (1, 2, 0)
 
 
@@ -78,6 +83,9 @@ async def test_spans_with_impossible_ids_are_a_partial_success(tmp_path: Path) -
         (b"\xff\xff\xff", {"Content-Type": PROTOBUF}, 400),
         (b"not gzip", {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}, 400),
         (gzip.compress(b"x" * 100)[:-4], {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}, 400),
+        (gzip.compress(b"") + b"more", {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}, 400),
+        (gzip.compress(b"") * 2 + b"\x1f", {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}, 400),
+        (b"", {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}, 400),
         (b"", {"Content-Type": PROTOBUF, "Content-Encoding": "br"}, 400),
         (b"{}", {"Content-Type": "application/json"}, 415),
     ],
@@ -93,6 +101,41 @@ async def test_a_body_that_is_no_request_is_refused_and_counted(
 
         assert (await session.post("/v1/traces", data=body(b"a" * 8), headers={"Content-Type": PROTOBUF})).status == 200
         assert receiver.bodies == 1
+
+
+async def test_every_member_of_a_gzip_body_is_kept(tmp_path: Path) -> None:
+    """Two protobuf messages in a row are one with the spans of both; what is acknowledged is both."""
+    async with exporter(tmp_path / "spans.otlp") as (receiver, session):
+        answer = await session.post(
+            "/v1/traces",
+            data=gzip.compress(body(b"a" * 8)) + gzip.compress(body(b"b" * 8)),
+            headers={"Content-Type": PROTOBUF, "Content-Encoding": "gzip"},
+        )
+
+        assert answer.status == 200
+        assert received(receiver) == [b"a" * 8, b"b" * 8]
+
+
+@pytest.mark.parametrize("fitting_bytes", [0, 3, 10])
+async def test_a_body_that_the_disk_does_not_take_leaves_no_half_a_frame(tmp_path: Path, fitting_bytes: int) -> None:
+    """It is refused and counted, and what comes before and after it can be read. The full disk is a file size limit."""
+    headers = {"Content-Type": PROTOBUF}
+    path = tmp_path / "spans.otlp"
+    async with exporter(path) as (receiver, session):
+        assert (await session.post("/v1/traces", data=body(b"a" * 8), headers=headers)).status == 200
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + fitting_bytes, hard))
+        try:
+            refused = await session.post("/v1/traces", data=body(b"b" * 8), headers=headers)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert refused.status == 503
+        assert "cannot be kept" in await refused.text()
+        assert (receiver.bodies, receiver.bodies_refused) == (1, 1)
+
+        assert (await session.post("/v1/traces", data=body(b"c" * 8), headers=headers)).status == 200
+        assert received(receiver) == [b"a" * 8, b"c" * 8]
 
 
 async def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
