@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness import __version__
-from harness.errors import StormproofError, UsageError
+from harness.errors import StormproofError, UsageError, leaf_of
 from harness.runs import DEFAULT_DIRECTORY, LATEST
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Coroutine, Sequence
 
 SEED_MAX = 2**63 - 1
 RATE_MAX_PER_S = 1_000_000.0
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN
     except Exception as error:  # noqa: BLE001 - the edge of the process: a crash of ours must not look like a verdict
-        return _tell(_leaf(error))
+        return _tell(leaf_of(error))
 
 
 def _tell(error: BaseException) -> int:
@@ -86,23 +86,6 @@ def _run(command: Coroutine[object, object, int]) -> int:
 
     with asyncio.Runner() as runner:
         return runner.run(cancellable())
-
-
-def _leaf(error: BaseException) -> BaseException:
-    """Return what a task group wrapped: the first error of ours, else the first of all. A person wants no tree.
-
-    Not `except*`: what is raised inside it comes out wrapped again or not, as the Python version pleases.
-    """
-    leaves = list(_leaves(error))
-    return next((leaf for leaf in leaves if isinstance(leaf, StormproofError)), leaves[0])
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,6 +6,11 @@ sentence for a person: what was tried, what was seen, what to do.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class StormproofError(Exception):
     """Base of everything the harness raises on purpose; `exit_code` is what the command ends with."""
@@ -31,3 +36,20 @@ class EvidenceDamagedError(StormproofError):
     """A run directory holds no evidence that can be judged: nobody can tell, so the verdict is UNKNOWN."""
 
     exit_code = 2
+
+
+def leaf_of(error: BaseException) -> BaseException:
+    """Return what task groups may have wrapped: the first error raised here on purpose, else the first of all.
+
+    Not `except*`: what is raised inside it comes out wrapped again or not, as the Python version pleases.
+    """
+    leaves = list(_leaves(error))
+    return next((leaf for leaf in leaves if isinstance(leaf, StormproofError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error

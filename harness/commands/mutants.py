@@ -15,9 +15,9 @@ from rich.markup import escape
 
 from harness.commands.conducting import print_json, seed_of, tell
 from harness.commands.run import carry_out_experiment
-from harness.errors import StormproofError, UsageError
+from harness.errors import StormproofError, UsageError, leaf_of
 from harness.invariants.verdict import UNKNOWN, VIOLATED
-from harness.planting import read_bugs
+from harness.planting import check_bug, read_bugs
 from harness.report.tables import console_for, table_of
 from harness.system_under_test import configured_system
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from harness.invariants.judgement import Judgement
     from harness.planting import PlantedBug
-    from harness.system_under_test import SystemUnderTest
 
 SCHEMA = "stormproof.mutants/1"
 CAUGHT, MISSED, UNTOLD = "caught", "missed", "unknown"
@@ -54,15 +53,15 @@ async def execute(options: argparse.Namespace) -> int:
     system = configured_system()
     bugs = read_bugs(options.directory or system.planted_bugs)
     for bug in bugs:
-        _check(bug, system)
+        check_bug(bug, system)
     seed = seed_of(options)
     kills = []
     for bug in bugs:
         try:
             outcome = await carry_out_experiment(system, system.experiment(bug.experiment), seed, options, bug)
         except (StormproofError, ExceptionGroup) as error:
-            ours = _first_of_ours(error)
-            if ours is None or isinstance(ours, UsageError):
+            ours = leaf_of(error)
+            if not isinstance(ours, StormproofError) or isinstance(ours, UsageError):
                 raise
             # One broken run must not take the other rows with it.
             kills.append(_row(bug, result=UNTOLD, why=str(ours)))
@@ -125,30 +124,6 @@ def _row(
         result=result,
         why=why,
     )
-
-
-def _first_of_ours(error: Exception) -> StormproofError | None:
-    """Return what a task group may have wrapped; None when nothing in it was raised on purpose."""
-    while isinstance(error, ExceptionGroup):
-        ours = error.subgroup(StormproofError)
-        if ours is None:
-            return None
-        error = ours.exceptions[0]
-    return error if isinstance(error, StormproofError) else None
-
-
-def _check(bug: PlantedBug, system: SystemUnderTest) -> None:
-    """Refuse a bug that names what does not exist, before anything is started."""
-    system.experiment(bug.experiment)
-    known = {invariant.id for invariant in system.invariants}
-    if not set(bug.expected) <= known:
-        raise UsageError(
-            f"the planted bug {bug.name} expects {sorted(set(bug.expected) - known)}; "
-            f"there is: {', '.join(sorted(known))}"
-        )
-    roles = {spec.name for spec in system.topology.processes}
-    if bug.target not in roles:
-        raise UsageError(f"the planted bug {bug.name} targets {bug.target!r}; there is: {', '.join(sorted(roles))}")
 
 
 def _print_matrix(kills: list[Kill], stream: TextIO) -> None:

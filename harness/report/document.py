@@ -46,7 +46,9 @@ def verdict_document(outcome: Outcome) -> dict[str, object]:
 
 def write_document(directory: Path, document: dict[str, object]) -> None:
     """Write `verdict.json`."""
-    (directory / FILE_NAME).write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    unfinished = directory / f".{FILE_NAME}"
+    unfinished.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    unfinished.replace(directory / FILE_NAME)  # a full disk must not take the verdict there was
 
 
 def _invariant(verdict: Verdict) -> dict[str, object]:
