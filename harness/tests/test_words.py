@@ -94,3 +94,15 @@ def test_every_decision_that_a_comment_cites_is_written_down() -> None:
         for path in (ROOT / folder).rglob("*.py"):
             cited = set(re.findall(r"\((D\d+)\)", path.read_text(encoding="utf-8")))
             assert cited <= written, f"{path.relative_to(ROOT)} cites {sorted(cited - written)}"
+
+
+def test_readme_shows_a_verdict_as_it_is_printed_today() -> None:
+    """The example names every invariant and channel there is, and ends with the verdict."""
+    example = README.split("```text\n")[1].split("\n```")[0]
+
+    for invariant in SHOP.invariants:
+        assert f"{invariant.id}  {invariant.name} " in example
+    for channel in ("operations", "spans", "messages", "consumers", "advisories", "ledger", "states"):
+        assert re.search(rf"^{channel} +\d+ +\d+  yes$", example, flags=re.MULTILINE), channel
+    assert re.search(r"^VIOLATED  I2 ", example, flags=re.MULTILINE)
+    assert example.splitlines()[-1] == "VIOLATED"
