@@ -7,13 +7,11 @@ the time it exists.
 from __future__ import annotations
 
 import asyncio
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chaos.faults.fault import applied
+from chaos.faults.fault import applied, unproved_window
 from harness.errors import PlanError
-from harness.records import FaultWindow
 
 if TYPE_CHECKING:
     from chaos.faults.fault import Fault
@@ -73,22 +71,11 @@ async def _triggered(step: Step, stage: Stage, number: int) -> bool:
         async with asyncio.timeout(TRIGGER_WITHIN_S):
             await stage.history.wait_begun(step.when.count)
     except TimeoutError:
-        stage.record(
-            FaultWindow(
-                number=number,
-                name=step.fault.name,
-                target=step.fault.target,
-                began_ns=time.time_ns(),
-                healed_ns=time.time_ns(),
-                grip=0,
-                grip_unit="evidence",
-                touched=0,
-                verified=False,
-                why=(
-                    f"its trigger never came: {stage.history.begun} operations began within {TRIGGER_WITHIN_S:g} s, "
-                    f"{step.when.count} were waited for"
-                ),
-            )
+        why = (
+            f"its trigger never came: {stage.history.begun} operations began within {TRIGGER_WITHIN_S:g} s, "
+            f"{step.when.count} were waited for"
         )
+        window = unproved_window(step.fault, number=number, why=why)
+        stage.record(replace(window, healed_ns=window.began_ns))
         return False
     return True

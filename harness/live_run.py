@@ -17,7 +17,7 @@ from harness.collecting import collect_spans
 from harness.environment.concurrency import shielded
 from harness.evidence.store import FILE_NAME, Evidence
 from harness.invariants.judgement import judge
-from harness.plan import Plan
+from harness.plan import open_plan
 from harness.records import Span
 from harness.run import carry_out
 from harness.traces import Trace, trace_from
@@ -109,17 +109,7 @@ async def live_run(
         await finish.wait()
         return stage.history.begun
 
-    plan = Plan(
-        system=system.name,
-        experiment="live",
-        seed=seed,
-        backend="embedded",
-        rate_per_s=0,
-        duration_s=0,
-        requests_sha256="",
-        program=[],
-        mutant=None if bug is None else str(bug.path),
-    )
+    plan = open_plan(system, experiment="live", seed=seed, backend="embedded", bug=bug)
     lines: list[str] = []
     began_s = time.monotonic()
     owner = asyncio.create_task(

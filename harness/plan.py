@@ -13,6 +13,7 @@ from harness.errors import EvidenceDamagedError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from harness.planting import PlantedBug
     from harness.system_under_test import SystemUnderTest
 
 FILE_NAME = "plan.json"
@@ -42,6 +43,30 @@ class Plan:
         """Write `plan.json`."""
         text = json.dumps(asdict(self), indent=2) + "\n"
         (directory / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def open_plan(
+    system: SystemUnderTest,
+    *,
+    experiment: str,
+    seed: int,
+    backend: str,
+    rate_per_s: float = 0,
+    duration_s: float = 0,
+    bug: PlantedBug | None = None,
+) -> Plan:
+    """Return the plan of a run whose requests and faults somebody else decides: a test, Locust, a person."""
+    return Plan(
+        system=system.name,
+        experiment=experiment,
+        seed=seed,
+        backend=backend,
+        rate_per_s=rate_per_s,
+        duration_s=duration_s,
+        requests_sha256="",
+        program=[],
+        mutant=None if bug is None else str(bug.path),
+    )
 
 
 def read_plan(directory: Path) -> Plan:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from harness.environment.concurrency import shielded
 from harness.errors import StormproofError
 from harness.records import FaultWindow
 
@@ -38,8 +39,11 @@ class Grip:
     unit: str
 
 
-class Injection(Protocol):
-    """One fault that has been injected into one environment, and remembers what it needs in order to heal."""
+class Injectable(Protocol):
+    """A fault bound to one environment; it remembers what it needs in order to heal."""
+
+    async def inject(self) -> None:
+        """Do the harm and return when it is seen to be in force."""
 
     async def heal(self) -> None:
         """Undo the fault and return when a probe has seen it undone. Safe to call after a partial injection."""
@@ -66,13 +70,6 @@ class Fault(Protocol):
         """Bind it to a running environment. Raises UsageError when the target does not exist there."""
 
 
-class Injectable(Injection, Protocol):
-    """A fault bound to an environment, not injected yet."""
-
-    async def inject(self) -> None:
-        """Do the harm and return when it is seen to be in force."""
-
-
 @asynccontextmanager
 async def applied(fault: Fault, stage: Stage, *, number: int) -> AsyncIterator[None]:
     """Keep a fault in force for the scope, and record its window.
@@ -80,22 +77,9 @@ async def applied(fault: Fault, stage: Stage, *, number: int) -> AsyncIterator[N
     number: the step's place in the fault program.
     """
     injectable = fault.on(stage.environment)
-    began_ns = time.time_ns()
     # On record from the first moment: whoever judges meanwhile must know that a fault is in force.
-    stage.record(
-        FaultWindow(
-            number=number,
-            name=fault.name,
-            target=fault.target,
-            began_ns=began_ns,
-            healed_ns=None,
-            grip=0,
-            grip_unit="evidence",
-            touched=0,
-            verified=False,
-            why="it was still in force when the run was judged",
-        )
-    )
+    window = unproved_window(fault, number=number, why="it was still in force when the run was judged")
+    stage.record(window)
     why_not = "its injection was interrupted"
     try:
         why_not = await _attempt(injectable.inject(), INJECT_WITHIN_S, "injected")
@@ -103,41 +87,43 @@ async def applied(fault: Fault, stage: Stage, *, number: int) -> AsyncIterator[N
             stage.say(f"{fault.name} on {fault.target}: in force")
         yield
     finally:
-        # The healing has an owner: this scope waits for it, even while it is being cancelled itself.
-        healing = asyncio.ensure_future(_heal(fault, injectable, stage, number, began_ns, why_not))
-        cancelled = False
-        while not healing.done():
-            try:
-                await asyncio.shield(healing)
-            except asyncio.CancelledError:
-                cancelled = True
-        healing.result()
-        if cancelled:
-            raise asyncio.CancelledError
+        await shielded(_heal(window, injectable, stage, why_not))
 
 
-async def _heal(fault: Fault, injectable: Injectable, stage: Stage, number: int, began_ns: int, why_not: str) -> None:
+def unproved_window(fault: Fault, *, number: int, why: str) -> FaultWindow:
+    """Return a window that begins now, has not healed, and proves nothing yet."""
+    return FaultWindow(
+        number=number,
+        name=fault.name,
+        target=fault.target,
+        began_ns=time.time_ns(),
+        healed_ns=None,
+        grip=0,
+        grip_unit="evidence",
+        touched=0,
+        verified=False,
+        why=why,
+    )
+
+
+async def _heal(window: FaultWindow, injectable: Injectable, stage: Stage, why_not: str) -> None:
     why_unhealed = await _attempt(injectable.heal(), HEAL_WITHIN_S, "healed")
     healed_ns = time.time_ns()
-    grip = Grip(caught=0, unit="evidence")
+    grip = Grip(caught=window.grip, unit=window.grip_unit)
     why_ungripped = ""
     if not why_unhealed:
-        stage.say(f"{fault.name} on {fault.target}: healed after {(healed_ns - began_ns) / 1e9:.2f} s")
+        stage.say(f"{window.name} on {window.target}: healed after {(healed_ns - window.began_ns) / 1e9:.2f} s")
         try:
             grip = await injectable.grip()
         except _FAILURES as error:
             why_ungripped = f"what it caught could not be measured: {error}"
     whys = [why for why in (why_not, why_unhealed, why_ungripped) if why]
     stage.record(
-        FaultWindow(
-            number=number,
-            name=fault.name,
-            target=fault.target,
-            began_ns=began_ns,
+        replace(
+            window,
             healed_ns=None if why_unhealed else healed_ns,
             grip=grip.caught,
             grip_unit=grip.unit,
-            touched=0,
             verified=not whys,
             why="; ".join(whys),
         )

@@ -33,11 +33,6 @@ class History:
         self.operations: list[Operation] = []
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
-    @property
-    def in_flight(self) -> int:
-        """How many operations have begun and not ended."""
-        return self.begun - len(self.operations)
-
     def begin(self) -> None:
         """Count an operation that is about to be sent."""
         self.begun += 1

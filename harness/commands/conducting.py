@@ -60,9 +60,9 @@ async def conduct(
 def write_reports(outcome: Outcome) -> None:
     """Write `verdict.json`, `junit.xml` and `report.html` beside the evidence."""
     # Reports are written when the run is over; their imports (Jinja2, DuckDB) must not delay its start (D9).
-    from harness.evidence.store import FILE_NAME, Evidence  # noqa: PLC0415
-    from harness.report.html import write_html  # noqa: PLC0415
-    from harness.report.junit import write_junit  # noqa: PLC0415
+    from harness.evidence.store import FILE_NAME, Evidence  # noqa: PLC0415 - see above
+    from harness.report.html import write_html  # noqa: PLC0415 - as above
+    from harness.report.junit import write_junit  # noqa: PLC0415 - as above
 
     write_document(outcome.directory.path, verdict_document(outcome))
     write_junit(outcome)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.commands.conducting import conduct, print_json, seed_of, tell
 from harness.load import drive_with_locust
-from harness.plan import Plan
+from harness.plan import open_plan
 from harness.report.document import verdict_document
 from harness.system_under_test import configured_system
 
@@ -23,16 +23,13 @@ async def execute(options: argparse.Namespace) -> int:
     rate_per_s = profile.rate_per_s if options.rate is None else options.rate
     duration_s = profile.duration_s if options.duration is None else options.duration
     seed = seed_of(options)
-    plan = Plan(
-        system=system.name,
+    plan = open_plan(
+        system,
         experiment=f"load:{profile.name}",
         seed=seed,
         backend=options.backend,
         rate_per_s=rate_per_s,
         duration_s=duration_s,
-        requests_sha256="",
-        program=[],
-        mutant=None,
     )
 
     async def drive(stage: Stage) -> int:

@@ -20,7 +20,7 @@ from harness.collection.load_summary import FILE_NAME as SUMMARY_FILE_NAME
 from harness.commands.conducting import conduct, print_json, seed_of
 from harness.environment.ports import ensure_free
 from harness.errors import UsageError
-from harness.plan import Plan
+from harness.plan import open_plan
 from harness.system_under_test import configured_system
 
 if TYPE_CHECKING:
@@ -36,17 +36,7 @@ async def execute(options: argparse.Namespace) -> int:
     system = configured_system()
     listen = dict(options.listen)
     _check(listen, system)
-    plan = Plan(
-        system=system.name,
-        experiment="up",
-        seed=seed_of(options),
-        backend=options.backend,
-        rate_per_s=0,
-        duration_s=0,
-        requests_sha256="",
-        program=[],
-        mutant=None,
-    )
+    plan = open_plan(system, experiment="up", seed=seed_of(options), backend=options.backend)
 
     async def drive(stage: Stage) -> int:
         stop = _stop_signal()
