@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from chaos.program import FaultProgram
 from harness import cli
 from harness.errors import PlanError
+from harness.system_under_test import DEFAULT_WORKLOAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     """Load, and harm meanwhile. It knows roles and links, not what the operations mean.
 
-    rate_per_s: operations a second, open loop. duration_s: how long they are placed.
+    rate_per_s: operations a second, open loop. duration_s: how long they are placed. workload: what customers do.
     draw: makes the fault program from a random source; all randomness of the program comes from it.
     """
 
@@ -25,6 +26,7 @@ class Experiment:
     rate_per_s: float
     duration_s: float
     draw: Callable[[random.Random], FaultProgram]
+    workload: str = DEFAULT_WORKLOAD
 
     def __post_init__(self) -> None:
         if self.rate_per_s <= 0 or self.duration_s <= 0:

@@ -20,17 +20,19 @@ from harness.invariants.judgement import judge
 from harness.plan import open_plan
 from harness.records import Span
 from harness.run import carry_out
+from harness.system_under_test import DEFAULT_WORKLOAD
 from harness.traces import Trace, trace_from
 from harness.workload import place_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
 
     from harness.environment.backend import Environment
     from harness.invariants.invariant import Invariant
     from harness.invariants.judgement import Judgement
     from harness.planting import PlantedBug
-    from harness.records import Operation
+    from harness.records import Operation, State
     from harness.run import Outcome
     from harness.runs import RunDirectory
     from harness.stage import Stage
@@ -47,36 +49,57 @@ class LiveRun:
         self,
         system: SystemUnderTest,
         stage: Stage,
-        requests: Iterator[Request],
+        seed: int,
         finish: asyncio.Event,
         owner: asyncio.Task[Outcome],
     ) -> None:
         """Drive a run that has started; made by `live_run`."""
         self.system = system
         self.stage = stage
-        self._requests = requests
+        self._seed = seed
+        self._streams: dict[str, Iterator[Request]] = {}
         self._finish = finish
         self._owner = owner
+        self._evidence: Path | None = None
 
     @property
     def environment(self) -> Environment:
         """The running parts."""
         return self.stage.environment
 
-    async def place(self, *, count: int, rate_per_s: float) -> tuple[Operation, ...]:
+    async def place(self, *, count: int, rate_per_s: float, workload: str = DEFAULT_WORKLOAD) -> tuple[Operation, ...]:
         """Place operations in an open loop and return them, with their outcomes, in the order they were asked."""
+        requests = self._streams.setdefault(workload, self.system.requests(self._seed, workload))
+        return await self.place_these(list(islice(requests, count)), rate_per_s=rate_per_s)
+
+    async def place_these(self, requests: Sequence[Request], *, rate_per_s: float) -> tuple[Operation, ...]:
+        """Place operations that the test made up itself."""
         if self._finish.is_set():
             raise RuntimeError("this run has been judged: nothing more can be placed in it")
         before = len(self.stage.history.operations)
-        await place_all(list(islice(self._requests, count)), self.stage, rate_per_s=rate_per_s)
+        await place_all(requests, self.stage, rate_per_s=rate_per_s)
         return tuple(sorted(self.stage.history.operations[before:], key=lambda operation: operation.number))
+
+    async def wait_settled(self, operation: Operation, *states: str) -> State:
+        """Return the state of what the operation is about once it is one of these, or final if none is named.
+
+        After `TRACE_WITHIN_S` it is returned as it then is.
+        """
+        deadline_s = asyncio.get_running_loop().time() + TRACE_WITHIN_S
+        while True:
+            state = await self.stage.client.read(operation.key)
+            if state is not None:
+                is_there = state.state in states if states else state.is_final
+                if is_there or asyncio.get_running_loop().time() >= deadline_s:
+                    return state
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def trace_of(self, operation: Operation) -> Trace:
         """Return the operation's trace once it is final and none of its spans is open, or what there is by then."""
         deadline_s = asyncio.get_running_loop().time() + TRACE_WITHIN_S
         while True:
             state = await self.stage.client.read(operation.key)
-            trace = trace_from(operation, await asyncio.to_thread(self._spans))
+            trace = trace_from(operation, await asyncio.to_thread(self._spans), self.stage.history.operations)
             is_over = state is not None and state.is_final and all(span.ended_ns is not None for span in trace.spans)
             if is_over or asyncio.get_running_loop().time() >= deadline_s:
                 return trace
@@ -86,8 +109,15 @@ class LiveRun:
         """End the run and judge it by these invariants, or by all that the system has."""
         self._finish.set()
         outcome = await asyncio.shield(self._owner)
-        with Evidence.open(outcome.directory.path / FILE_NAME) as evidence:
+        self._evidence = outcome.directory.path / FILE_NAME
+        with self.evidence() as evidence:
             return judge(evidence, invariants or self.system.invariants)
+
+    def evidence(self) -> Evidence:
+        """Open the evidence of this run, which `judge` has frozen."""
+        if self._evidence is None:
+            raise RuntimeError("this run has not been judged: its evidence is not complete")
+        return Evidence.open(self._evidence)
 
     def _spans(self) -> Sequence[Span]:
         rows, _channel = collect_spans(
@@ -127,7 +157,7 @@ async def live_run(
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not started.done():
             owner.result()
-        yield LiveRun(system, started.result(), system.requests(seed), finish, owner)
+        yield LiveRun(system, started.result(), seed, finish, owner)
     finally:
         if not owner.done():
             owner.cancel()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.planting import PlantedBug
-    from harness.system_under_test import SystemUnderTest
+    from harness.system_under_test import Experiment, SystemUnderTest
 
 FILE_NAME = "plan.json"
 FORMAT = 1
@@ -81,9 +81,10 @@ def read_plan(directory: Path) -> Plan:
     return plan
 
 
-def digest_of_requests(system: SystemUnderTest, seed: int, rate_per_s: float, duration_s: float) -> str:
+def digest_of_requests(system: SystemUnderTest, experiment: Experiment, seed: int) -> str:
     """Return the SHA-256 over every request the harness's own workload will send."""
     digest = hashlib.sha256()
-    for request in islice(system.requests(seed), max(1, round(rate_per_s * duration_s))):
+    count = max(1, round(experiment.rate_per_s * experiment.duration_s))
+    for request in islice(system.requests(seed, experiment.workload), count):
         digest.update(json.dumps(asdict(request), sort_keys=True).encode())
     return digest.hexdigest()

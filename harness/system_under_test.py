@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 import tomllib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from harness.stage import Stage
 
 CONFIGURATION = "pyproject.toml"
+DEFAULT_WORKLOAD = "place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,10 @@ class Experiment(Protocol):
     @property
     def summary(self) -> str:
         """One sentence for `stormproof list`."""
+
+    @property
+    def workload(self) -> str:
+        """Which of the system's workloads customers carry out."""
 
     @property
     def rate_per_s(self) -> float:
@@ -129,7 +134,8 @@ class SystemUnderTest:
 
     entrance: name of the link clients come through. front: role of the process at its end (`orders`).
     traced: processes that number and spool their spans; each boot of them is expected in the spans channel.
-    requests: an endless stream of requests for a seed. client: opens a client at a base URL for a scope.
+    workloads: what customers ask, by name; each an endless stream of requests for a seed. `DEFAULT_WORKLOAD` is the one
+    that tests, load and everybody who names none uses. client: opens a client at a base URL for a scope.
     read_ledger: called when the processes have stopped, with the run's wiring.
     settle_within_s: how long after the last heal (or the end of the load) everything may take to become final.
     """
@@ -141,7 +147,7 @@ class SystemUnderTest:
     streams: tuple[str, ...]
     key_attributes: tuple[str, ...]
     traced: tuple[str, ...]
-    requests: Callable[[int], Iterator[Request]]
+    workloads: Mapping[str, Callable[[int], Iterator[Request]]]
     client: Callable[[str], AbstractAsyncContextManager[Client]]
     key_of_message: KeyOf
     read_ledger: Callable[[Wiring], LedgerReading]
@@ -151,6 +157,13 @@ class SystemUnderTest:
     load_profiles: tuple[LoadProfile, ...]
     planted_bugs: Path
     settle_within_s: float = 15.0
+
+    def requests(self, seed: int, workload: str = DEFAULT_WORKLOAD) -> Iterator[Request]:
+        """Return a workload's requests. Raises UsageError that lists the workloads there are."""
+        if workload not in self.workloads:
+            known = ", ".join(self.workloads) or "none"
+            raise UsageError(f"there is no workload {workload!r}; there is: {known}")
+        return self.workloads[workload](seed)
 
     def experiment(self, name: str) -> Experiment:
         """Return the experiment of that name. Raises UsageError that lists the names there are."""

@@ -101,7 +101,15 @@ class Trace:
         yield from self._branches(children, span.span_id, indent + ("   " if is_last else "│  "), width)
 
 
-def trace_from(operation: Operation, spans: Sequence[Span]) -> Trace:
-    """Pick the spans of an operation's trace, and those about its key that stand in a foreign trace."""
-    mine = [span for span in spans if span.trace_id == operation.trace_id or span.key == operation.key]
+def trace_from(operation: Operation, spans: Sequence[Span], others: Iterable[Operation] = ()) -> Trace:
+    """Pick the spans of an operation's trace, and those about its key that stand in a foreign trace.
+
+    others: further operations, of whose traces those about the same key are not foreign.
+    """
+    theirs = {other.trace_id for other in others if other.key == operation.key} - {operation.trace_id}
+    mine = [
+        span
+        for span in spans
+        if span.trace_id == operation.trace_id or (span.key == operation.key and span.trace_id not in theirs)
+    ]
     return Trace(operation=operation, spans=tuple(sorted(mine, key=lambda span: (span.began_ns, span.seq or 0))))

@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from harness.stage import Stage
-    from harness.system_under_test import Request, SystemUnderTest
+    from harness.system_under_test import Experiment, Request, SystemUnderTest
 
 IN_FLIGHT_MAX = 4096
 _NS = 1_000_000_000
 
 
-async def place_steadily(
-    system: SystemUnderTest, stage: Stage, *, seed: int, rate_per_s: float, duration_s: float
-) -> int:
+async def place_steadily(system: SystemUnderTest, stage: Stage, experiment: Experiment, *, seed: int) -> int:
     """Place `rate_per_s * duration_s` operations and return how many were begun; all of them have ended."""
-    count = max(1, round(rate_per_s * duration_s))
-    await place_all(islice(system.requests(seed), count), stage, rate_per_s=rate_per_s)
+    count = max(1, round(experiment.rate_per_s * experiment.duration_s))
+    requests = islice(system.requests(seed, experiment.workload), count)
+    await place_all(requests, stage, rate_per_s=experiment.rate_per_s)
     return stage.history.begun
 
 

@@ -5,16 +5,18 @@ The span is opened here and not in `Publisher`, so that publishing knows nothing
 
 from __future__ import annotations
 
-from opentelemetry.trace import SpanKind, Tracer
+import functools
 
-from system import telemetry
+from opentelemetry.trace import SpanKind
+
 from system.jetstream import PubAck, Publisher
+from system.telemetry import LeanTracer, SpanTemplate
 
 
 class Announcer:
     """Publishes events under the shop's rules."""
 
-    def __init__(self, tracer: Tracer, publisher: Publisher) -> None:
+    def __init__(self, tracer: LeanTracer, publisher: Publisher) -> None:
         self._tracer = tracer
         self._publisher = publisher
 
@@ -22,23 +24,34 @@ class Announcer:
         self, *, subject: str, payload: bytes, message_id: str, order_id: str, deadline_s: float
     ) -> PubAck:
         """The server's ack for this event; errors are those of `Publisher.publish`."""
-        attributes = {
-            "messaging.system": "nats",
-            "messaging.operation.type": "publish",
-            "messaging.operation.name": "publish",
-            "messaging.destination.name": subject,
-            "messaging.message.id": message_id,
-            "order.id": order_id,
-        }
-        with self._tracer.start_as_current_span(
-            f"publish {subject}", kind=SpanKind.PRODUCER, attributes=attributes
-        ) as span:
-            headers: dict[str, str] = {}
-            telemetry.inject(headers)
+        span = self._tracer.begin(_template(subject))
+        headers = {"traceparent": span.traceparent}
+        if span.trace_state:
+            headers["tracestate"] = span.trace_state
+        try:
             ack = await self._publisher.publish(
                 subject, payload, message_id=message_id, headers=headers, deadline_s=deadline_s
             )
-            span.set_attributes(
-                {"messaging.nats.stream.sequence": ack.sequence, "messaging.nats.duplicate": ack.duplicate}
-            )
-            return ack
+        except BaseException as error:
+            # Being cancelled is no answer either: whether it is stored is for the stream to say.
+            span.fail(f"{type(error).__name__}: {error}", message_id, order_id)
+            raise
+        if ack.duplicate:
+            span.note("messaging.nats.duplicate", True)  # noqa: FBT003 - an attribute's value
+        span.end(message_id, order_id, ack.sequence)
+        return ack
+
+
+@functools.lru_cache(maxsize=256)
+def _template(subject: str) -> SpanTemplate:
+    return SpanTemplate(
+        f"publish {subject}",
+        SpanKind.PRODUCER,
+        {
+            "messaging.system": "nats",
+            "messaging.operation.type": "send",
+            "messaging.operation.name": "publish",
+            "messaging.destination.name": subject,
+        },
+        ("messaging.message.id", "order.id", "messaging.nats.stream.sequence"),
+    )

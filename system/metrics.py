@@ -7,14 +7,19 @@ not at start, because it costs 40 ms of start time that a process without a scra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-Kind = Literal["counter", "gauge"]
+Kind = Literal["counter", "gauge", "histogram"]
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds for times of this system: finest around what is promised."""
 
 
 class Number:
@@ -30,6 +35,27 @@ class Number:
         self.value += amount
 
 
+class Histogram:
+    """How often a value was at most each bound, how many there were, and their sum.
+
+    bounds: ascending. counts: how many were above the bound before and at most this one; one more for those above all.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        if not bounds or list(bounds) != sorted(set(bounds)):
+            raise ValueError(f"bounds={bounds!r}: there must be some, each above the one before")
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
     kind: Kind
@@ -37,6 +63,7 @@ class _Family:
     help: str
     label: str
     numbers: dict[str, Number]
+    histograms: dict[str, Histogram]
 
 
 class Metrics:
@@ -55,6 +82,16 @@ class Metrics:
         """Number of things that are so now."""
         return self._number("gauge", name, text, label, value)
 
+    def histogram(
+        self, name: str, text: str, *, label: str = "", value: str = "", buckets: Sequence[float] = SECONDS
+    ) -> Histogram:
+        """How some values are spread; the same name, label and value give the same histogram again."""
+        family = self._family("histogram", name, text, label)
+        histogram = family.histograms.get(value)
+        if histogram is None:
+            histogram = family.histograms[value] = Histogram(buckets)
+        return histogram
+
     def rendered(self) -> bytes:
         """Everything in the Prometheus text format."""
         from prometheus_client.exposition import generate_latest  # noqa: PLC0415 - see the module's docstring
@@ -65,10 +102,17 @@ class Metrics:
         return generate_latest(registry)
 
     def _number(self, kind: Kind, name: str, text: str, label: str, value: str) -> Number:
+        return self._family(kind, name, text, label).numbers.setdefault(value, Number())
+
+    def _family(self, kind: Kind, name: str, text: str, label: str) -> _Family:
         family = self._families.get(name)
         if family is None:
-            family = self._families[name] = _Family(kind=kind, name=name, help=text, label=label, numbers={})
-        return family.numbers.setdefault(value, Number())
+            family = _Family(kind=kind, name=name, help=text, label=label, numbers={}, histograms={})
+            self._families[name] = family
+        elif (family.kind, family.label) != (kind, label):
+            known = f"a {family.kind} by {family.label or 'no label'}"
+            raise ValueError(f"{name} is {known} already: it cannot be a {kind} by {label or 'no label'} too")
+        return family
 
 
 class _Snapshot:
@@ -78,12 +122,28 @@ class _Snapshot:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+        from prometheus_client.metrics_core import (  # noqa: PLC0415
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
 
         for family in self._families:
             labels = [family.label] if family.label else []
+            if family.kind == "histogram":
+                spread = HistogramMetricFamily(family.name, family.help, labels=labels)
+                for value, histogram in family.histograms.items():
+                    spread.add_metric([value] if labels else [], _cumulated(histogram), histogram.sum)
+                yield spread
+                continue
             make = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
             metric = make(family.name, family.help, labels=labels)
             for value, number in family.numbers.items():
                 metric.add_metric([value] if labels else [], number.value)
             yield metric
+
+
+def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
+    """Each bound with how many values were at most that, as Prometheus has it."""
+    bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))

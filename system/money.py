@@ -7,7 +7,6 @@ two decimals; currencies with none or three are not told apart.
 from __future__ import annotations
 
 import math
-import re
 
 AMOUNT_MAX = 1_000_000.0
 """The largest order, in units of the currency."""
@@ -18,7 +17,7 @@ DEFAULT_CURRENCY = "EUR"
 # A double holds 1,000,000.00 to about 1e-10; sums of a few prices are off by a few units in the last place. One part in
 # 10**12 forgives those and nothing that a person would call a third decimal.
 _RELATIVE_TOLERANCE = 1e-12
-_CURRENCY = re.compile(r"[A-Z]{3}")
+_CODE_LETTERS = 3
 
 
 class AmountError(ValueError):
@@ -46,4 +45,4 @@ def total_from_minor(amount_minor: int) -> float:
 
 def is_currency(code: str) -> bool:
     """True for three capital letters, the form of an ISO 4217 code; whether such a currency exists is not checked."""
-    return _CURRENCY.fullmatch(code) is not None
+    return len(code) == _CODE_LETTERS and code.isascii() and code.isalpha() and code.isupper()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -40,10 +40,10 @@ class Probes:
         self._metrics = metrics
         self._application = application
 
-    async def __call__(self, request: Request) -> Response:
+    def __call__(self, request: Request) -> Response | Awaitable[Response]:
         """Answer a probe, or let the application answer."""
         if request.path not in ("/healthz", "/readyz", "/metrics"):
-            return await self._application(request)
+            return self._application(request)
         if request.method not in ("GET", "HEAD"):
             return problem(405, f"{request.path} can only be read", allow="GET, HEAD")
         if request.path == "/metrics":
@@ -55,6 +55,6 @@ class Probes:
         return Response(status=503 if missing else 200, body=body)
 
 
-async def nothing_else(request: Request) -> Response:
+def nothing_else(request: Request) -> Response:
     """The application of a service that has no paths of its own."""
     return problem(404, f"there is nothing at {request.path}")

@@ -1,13 +1,16 @@
 """The shop's streams, consumers, subjects and message ids: what everybody who talks through the broker must agree on.
 
-Both services ensure both streams, so they may start in any order. These names stay.
+Both services ensure all streams, so they may start in any order. These names stay.
 """
 
 from __future__ import annotations
 
+import system.events.codec  # noqa: F401 - at the start, so that no first event waits 30 ms for it
+from system.events import PaymentStatus
 from system.jetstream import Connection, ConsumerSpec, StreamSpec, ensure_consumer, ensure_stream
 
 ORDERS_CREATED = "orders.created"
+ORDERS_CANCELLED = "orders.cancelled"
 PAYMENTS_PROCESSED = "payments.processed"
 
 DEDUP_WINDOW_S = 120.0
@@ -16,8 +19,13 @@ DEDUP_WINDOW_S = 120.0
 ORDERS = StreamSpec(name="ORDERS", subject="orders.>", dedup_window_s=DEDUP_WINDOW_S)
 PAYMENTS = StreamSpec(name="PAYMENTS", subject="payments.>", dedup_window_s=DEDUP_WINDOW_S)
 
-ACK_PENDING_MAX = 1024
-"""Prefetch (256) times four replicas."""
+DEAD_LETTERS = StreamSpec(name="DEADLETTERS", subject="deadletters.>", dedup_window_s=DEDUP_WINDOW_S)
+"""What could not be handled, as `system.deadletters` keeps it: one subject per consumer that gave up."""
+
+PREFETCH = 256
+REPLICAS = 4
+ACK_PENDING_MAX = PREFETCH * REPLICAS
+"""So that as many replicas of a service can each fill their hands."""
 
 
 def projections(ack_wait_s: float) -> tuple[ConsumerSpec, ConsumerSpec]:
@@ -40,14 +48,23 @@ def projections(ack_wait_s: float) -> tuple[ConsumerSpec, ConsumerSpec]:
     )
 
 
-def payment_processor(ack_wait_s: float) -> ConsumerSpec:
-    """The consumer that payments works from."""
-    return ConsumerSpec(
-        stream=ORDERS.name,
-        name="payment-processor",
-        subject=ORDERS_CREATED,
-        ack_wait_s=ack_wait_s,
-        ack_pending_max=ACK_PENDING_MAX,
+def payment_processors(ack_wait_s: float, in_hand_max: int) -> tuple[ConsumerSpec, ConsumerSpec]:
+    """The two consumers that payments works from: of created orders, and of cancelled ones."""
+    return (
+        ConsumerSpec(
+            stream=ORDERS.name,
+            name="payment-processor",
+            subject=ORDERS_CREATED,
+            ack_wait_s=ack_wait_s,
+            ack_pending_max=in_hand_max * REPLICAS,
+        ),
+        ConsumerSpec(
+            stream=ORDERS.name,
+            name="cancellation-processor",
+            subject=ORDERS_CANCELLED,
+            ack_wait_s=ack_wait_s,
+            ack_pending_max=in_hand_max * REPLICAS,
+        ),
     )
 
 
@@ -56,14 +73,25 @@ def order_created_id(order_id: str) -> str:
     return f"order-created:{order_id}"
 
 
-def payment_processed_id(order_id: str) -> str:
-    """The Nats-Msg-Id of an order's PaymentProcessed."""
-    return f"payment-processed:{order_id}"
+def order_cancelled_id(order_id: str) -> str:
+    """The Nats-Msg-Id of an order's OrderCancelled."""
+    return f"order-cancelled:{order_id}"
+
+
+def payment_processed_id(order_id: str, status: PaymentStatus) -> str:
+    """The Nats-Msg-Id of an order's PaymentProcessed: one for how the charge ended, one for its being undone."""
+    match status:
+        case PaymentStatus.PAID | PaymentStatus.DECLINED:
+            return f"payment-processed:{order_id}"
+        case PaymentStatus.CANCELLED:
+            return f"payment-cancelled:{order_id}"
+        case PaymentStatus.REFUNDED:
+            return f"payment-refunded:{order_id}"
 
 
 async def ensure(connection: Connection, consumers: tuple[ConsumerSpec, ...]) -> None:
-    """Both streams, and these consumers, exist as specified when this returns."""
-    for stream in (ORDERS, PAYMENTS):
+    """All streams, and these consumers, exist as specified when this returns."""
+    for stream in (ORDERS, PAYMENTS, DEAD_LETTERS):
         await ensure_stream(connection, stream)
     for consumer in consumers:
         await ensure_consumer(connection, consumer)

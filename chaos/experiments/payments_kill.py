@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 DOWN_S = 0.5
 
 
-def _draw(chance: random.Random) -> FaultProgram:
+def two_kills(chance: random.Random) -> FaultProgram:
+    """Kill payments early, and again when it has caught up."""
     first = chance.randint(60, 90)
     second = first + chance.randint(180, 240)
     return FaultProgram(
@@ -36,7 +37,7 @@ PAYMENTS_KILL = Experiment(
     summary="payments is killed twice with orders in hand, and started again half a second later",
     rate_per_s=120,
     duration_s=3.5,
-    draw=_draw,
+    draw=two_kills,
 )
 
 if __name__ == "__main__":

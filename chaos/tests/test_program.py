@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaos.experiments.payments_partition import PAYMENTS_PARTITION
 from chaos.faults.kill import Kill
 from chaos.faults.partition import Partition
 from chaos.program import AfterOperations, FaultProgram, Step
@@ -33,11 +35,13 @@ def test_different_seeds_give_different_programs(experiment: object) -> None:
 
 def test_the_same_seed_gives_the_same_requests() -> None:
     """The digest in the plan tells two runs apart only when their requests differ."""
-    first = digest_of_requests(SHOP, 7, 100, 1)
+    experiment = PAYMENTS_PARTITION
+    first = digest_of_requests(SHOP, experiment, 7)
 
-    assert digest_of_requests(SHOP, 7, 100, 1) == first
-    assert digest_of_requests(SHOP, 8, 100, 1) != first
-    assert digest_of_requests(SHOP, 7, 101, 1) != first
+    assert digest_of_requests(SHOP, experiment, 7) == first
+    assert digest_of_requests(SHOP, experiment, 8) != first
+    assert digest_of_requests(SHOP, replace(experiment, duration_s=9), 7) != first
+    assert digest_of_requests(SHOP, replace(experiment, workload="place-and-cancel"), 7) != first
 
 
 def test_a_program_is_written_down_in_full() -> None:

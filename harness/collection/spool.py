@@ -4,10 +4,14 @@ An exporter's queue dies with its process. A process that wants to be judged aft
 it was given, two files per boot (`<service>-<instance>`), both kept by the page cache when the process is killed:
 
 `.spans`  frames of a little-endian uint32 length and that many bytes; the first frame is an OTLP `Resource`, each later
-          one an OTLP `Span`, appended when the span ends.
-`.open`   a header of 64 bytes (`SPOPEN01`, uint64 started, uint64 ended, uint32 slots, uint32 bytes per slot), then one
-          slot for each span that is open now: uint64 seq (0: free), uint64 start in ns, trace id (16 bytes), span id
-          (8), parent span id (8, zero: none), kind (1), length of the name (1), the name in UTF-8.
+          one an OTLP `Span`, put there when the span ends.
+`.open`   a header of 64 bytes (`SPOPEN02`, uint64 started, uint64 ended, uint32 slots, uint32 bytes per slot, uint64
+          moved, uint64 length, uint64 origin), then one slot for each span that is open now: uint64 seq (0: free),
+          uint64 start in ns, trace id (16 bytes), span id (8), parent span id (8, zero: none), kind (1), length of the
+          name (1), the name in UTF-8. Then a tail of frames that were not moved to the first file yet: all frames are
+          the first `moved` bytes of that, and the bytes of the tail from `moved - origin` to `length - origin`.
+
+A simpler process writes every frame to `.spans` at once and ends its `.open` file, `SPOPEN01`, with the slots.
 
 Spans are numbered from 1 when they start, so a reader knows exactly what it should have: `started` spans, each either
 ended (in `.spans`) or open at death (in a slot). A torn last frame is left out, and then shows as missing.
@@ -30,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAGIC = b"SPOPEN01"
-_HEADER = struct.Struct("<8sQQII")
+MAGIC = b"SPOPEN02"
+MAGIC_WITHOUT_TAIL = b"SPOPEN01"
+_HEADER = struct.Struct("<8sQQIIQQQ")
 _HEADER_BYTES = 64
 _SLOT = struct.Struct("<QQ16s8s8sBB")
 _LENGTH = struct.Struct("<I")
@@ -56,7 +61,8 @@ class Boot:
 def read_boots(directory: Path) -> Iterator[Boot]:
     """Yield every boot that left a spool in the directory, in the order of file names."""
     for path in sorted(directory.glob("*.spans")):
-        frames = _frames(path.read_bytes())
+        table = _Table.read(path.with_suffix(".open"))
+        frames = _frames(table.completed(path.read_bytes()))
         first = next(frames, None)
         if first is None:
             continue
@@ -72,8 +78,8 @@ def read_boots(directory: Path) -> Iterator[Boot]:
                 spoilt += 1
             else:
                 ended.append(span)
-        started, still_open = read_open(path.with_suffix(".open"), origin)
-        yield Boot(origin=origin, started=started, ended=tuple(ended), open=still_open, spoilt=spoilt)
+        still_open = tuple(sorted(table.open(origin), key=lambda span: span.seq or 0))
+        yield Boot(origin=origin, started=table.started, ended=tuple(ended), open=still_open, spoilt=spoilt)
 
 
 def _span(frame: bytes) -> trace_pb2.Span | None:
@@ -84,20 +90,43 @@ def _span(frame: bytes) -> trace_pb2.Span | None:
     return span if is_valid(span) else None
 
 
-def read_open(path: Path, origin: Origin) -> tuple[int | None, tuple[Span, ...]]:
-    """Return how many spans a boot has started, and those that are open, in the order of their numbers."""
-    content = path.read_bytes() if path.is_file() else b""
-    if len(content) < _HEADER_BYTES:
-        return None, ()
-    magic, started, _ended, slots, slot_bytes = _HEADER.unpack_from(content)
-    if magic != MAGIC or slot_bytes < _SLOT.size or len(content) < _HEADER_BYTES + slots * slot_bytes:
-        return None, ()
-    spans = [
-        span
-        for number in range(slots)
-        if (span := _slot(content, _HEADER_BYTES + number * slot_bytes, origin)) is not None
-    ]
-    return started, tuple(sorted(spans, key=lambda span: span.seq or 0))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """An `.open` file. started: None when the file is missing or torn, and then there is nothing in it."""
+
+    content: bytes = b""
+    started: int | None = None
+    slots: int = 0
+    slot_bytes: int = 0
+    moved: int | None = None
+    tail: bytes = b""
+
+    @classmethod
+    def read(cls, path: Path) -> _Table:
+        content = path.read_bytes() if path.is_file() else b""
+        if len(content) < _HEADER_BYTES:
+            return cls()
+        magic, started, _ended, slots, slot_bytes, moved, length, origin = _HEADER.unpack_from(content)
+        tail_at = _HEADER_BYTES + slots * slot_bytes
+        if magic not in (MAGIC, MAGIC_WITHOUT_TAIL) or slot_bytes < _SLOT.size or len(content) < tail_at:
+            return cls()
+        if magic == MAGIC_WITHOUT_TAIL:
+            return cls(content=content, started=started, slots=slots, slot_bytes=slot_bytes)
+        tail = content[tail_at:][max(moved - origin, 0) : max(length - origin, 0)] if length > moved else b""
+        return cls(content=content, started=started, slots=slots, slot_bytes=slot_bytes, moved=moved, tail=tail)
+
+    def completed(self, spans: bytes) -> bytes:
+        """All frames, given what the `.spans` file holds."""
+        if self.moved is None or len(spans) < self.moved:  # the latter: somebody cut it
+            return spans
+        return spans[: self.moved] + self.tail
+
+    def open(self, origin: Origin) -> Iterator[Span]:
+        """The spans that are open."""
+        for number in range(self.slots):
+            span = _slot(self.content, _HEADER_BYTES + number * self.slot_bytes, origin)
+            if span is not None:
+                yield span
 
 
 def _slot(content: bytes, offset: int, origin: Origin) -> Span | None:

@@ -62,18 +62,14 @@ async def carry_out_experiment(
         backend=options.backend,
         rate_per_s=experiment.rate_per_s,
         duration_s=experiment.duration_s,
-        requests_sha256=digest_of_requests(system, seed, experiment.rate_per_s, experiment.duration_s),
+        requests_sha256=digest_of_requests(system, experiment, seed),
         program=program.plan(),
         mutant=None if bug is None else str(bug.path),
     )
 
     async def drive(stage: Stage) -> int:
         async with asyncio.TaskGroup() as group:
-            placing = group.create_task(
-                place_steadily(
-                    system, stage, seed=seed, rate_per_s=experiment.rate_per_s, duration_s=experiment.duration_s
-                )
-            )
+            placing = group.create_task(place_steadily(system, stage, experiment, seed=seed))
             group.create_task(program.play(stage))
         return placing.result()
 

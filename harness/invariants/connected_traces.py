@@ -7,7 +7,8 @@ delivery no span tells of.
 
 Spans that were open when their process died count as parents: the channel keeps them (`ended_ns` is NULL). A delivery
 is asked of each durable consumer that the broker delivered the message to, by `messaging.consumer.group.name`; where
-nobody uses that attribute, or the broker's consumers are not known, any one delivery will do.
+nobody uses that attribute, or the broker's consumers are not known, any one delivery will do. A span that receives or
+settles a batch links to everything in it, and proves nothing of what became of one message: it does not count.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def _look(evidence: Evidence) -> Examination:
         , told AS (
             SELECT l.linked_trace_id AS trace_id, l.linked_span_id AS span_id, s.kind, s.ended_ns, s.attributes
             FROM span_links l JOIN spans s ON s.trace_id = l.trace_id AND s.span_id = l.span_id
+            WHERE coalesce(json_extract_string(s.attributes, '$."messaging.operation.type"'), 'process') = 'process'
             UNION ALL
             SELECT trace_id, parent_span_id, kind, ended_ns, attributes FROM spans
             WHERE kind = 'consumer' AND parent_span_id IS NOT NULL

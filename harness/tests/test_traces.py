@@ -126,3 +126,13 @@ def test_spans_that_name_themselves_as_parents_are_still_drawn_to_an_end() -> No
     ouroboros = replace(PUBLISH, parent_span_id=PUBLISH.span_id)
 
     assert "POST /orders" in trace_from(ORDER, [POST, ouroboros, replace(PROCESS, parent_span_id=SpanId(2))]).tree()
+
+
+def test_the_trace_of_another_operation_about_the_same_key_is_not_foreign() -> None:
+    """An order and its cancellation are two operations and two traces; a third trace would be foreign to both."""
+    other = replace(ORDER, trace_id=TraceId("ab" * 16))
+    theirs = replace(POST, trace_id=TraceId("ab" * 16), span_id=SpanId(77), parent_span_id=None)
+    astray = replace(POST, trace_id=TraceId("cd" * 16), span_id=SpanId(78), parent_span_id=None)
+
+    assert trace_from(ORDER, [POST, theirs], [ORDER, other]).spans == (POST,)
+    assert astray in trace_from(ORDER, [POST, theirs, astray], [ORDER, other]).spans

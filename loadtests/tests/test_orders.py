@@ -11,7 +11,7 @@ import pytest
 from harness.records import Outcome
 from loadtests.orders import order, outcome_of
 from scenarios.shop.customer import outcome_of as outcome_of_harness
-from scenarios.shop.customer import requests
+from scenarios.shop.customer import placing
 
 
 def test_the_same_seed_asks_for_the_same_orders_in_any_order_of_asking() -> None:
@@ -35,7 +35,7 @@ def test_no_two_orders_share_a_key_a_trace_or_a_span() -> None:
 
 def test_an_order_has_the_shape_of_the_harnesss_own() -> None:
     """Same fields, same kinds of values: a run by Locust is judged like any other."""
-    for ours, theirs in zip((order(5, number) for number in range(50)), islice(requests(5), 50), strict=True):
+    for ours, theirs in zip((order(5, number) for number in range(50)), islice(placing(5), 50), strict=True):
         asked, expected = json.loads(ours.body), json.loads(theirs.body)
         assert ours.key != theirs.key, "one key with two bodies would be two orders that look like one"
         assert len(ours.key) == len(theirs.key)

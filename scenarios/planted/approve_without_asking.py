@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from system.events import OrderCreated
     from system.payments.handler import PaymentHandler
-    from system.payments.provider_client import Captured, Declined
+    from system.payments.provider_client import ChargeOutcome
 
 TARGET = "payments"
 EXPERIMENT = "payments-partition"
@@ -28,7 +28,7 @@ def plant() -> None:
     ask = Planted.charge
     numbers = itertools.count(1)
 
-    async def charge(self: PaymentHandler, order: OrderCreated) -> Captured | Declined:
+    async def charge(self: PaymentHandler, order: OrderCreated) -> ChargeOutcome:
         if next(numbers) % _EVERY == 0:
             return Approved(charge_id="approved", replayed=False)
         return await ask(self, order)

@@ -1,6 +1,7 @@
 """Payments charges without a lasting idempotency key: every attempt brings a key of its own.
 
-A delivery whose ack was lost comes again, and the provider cannot tell that it has seen this order.
+A payments that died between the charge and the record of it asks again, and the provider cannot tell that it has seen
+this order.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from system.events import OrderCreated
-    from system.payments.provider_client import ProviderClient
+    from system.payments.provider_client import Bill, ProviderClient
 
 TARGET = "payments"
-EXPERIMENT = "payments-partition"
+EXPERIMENT = "payments-kill"
 EXPECTED = ("I2",)
 
 
@@ -21,7 +22,7 @@ def plant() -> None:
     """Draw the key anew each time it is asked for."""
     from system.payments.provider_client import ProviderClient as Planted
 
-    def fresh_key(self: ProviderClient, order: OrderCreated) -> str:
+    def fresh_key(self: ProviderClient, order: OrderCreated | Bill) -> str:
         del self, order
         return uuid.uuid4().hex
 

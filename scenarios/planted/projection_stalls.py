@@ -1,4 +1,4 @@
-"""The projection of orders sits on each payment for fifteen seconds before it stores it.
+"""The projection of orders sits on payments for fifteen seconds before it stores them.
 
 Payments was done in time and says so; the customer sees PENDING long after the storm is over.
 """
@@ -9,7 +9,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from system.jetstream import Delivery
+    from collections.abc import Sequence
+
+    from system.events import PaymentProcessed
     from system.orders.projection import PaymentProjection
 
 TARGET = "orders"
@@ -23,10 +25,10 @@ def plant() -> None:
     """Wait before storing."""
     from system.orders.projection import PaymentProjection as Planted
 
-    store = Planted.handle
+    store = Planted.apply
 
-    async def handle(self: PaymentProjection, delivery: Delivery) -> None:
+    async def apply(self: PaymentProjection, items: Sequence[PaymentProcessed]) -> None:
         await asyncio.sleep(_STALL_S)
-        await store(self, delivery)
+        await store(self, items)
 
-    Planted.handle = handle  # type: ignore[method-assign]  # planting is what this file is for
+    Planted.apply = apply  # type: ignore[method-assign]  # planting is what this file is for

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chaos.experiments.cancel_race import CANCEL_RACE
 from chaos.experiments.orders_partition import ORDERS_PARTITION
 from chaos.experiments.payments_kill import PAYMENTS_KILL
 from chaos.experiments.payments_partition import PAYMENTS_PARTITION
 from chaos.faults import FAULTS
 from harness.environment.topology import BROKER, Link, ProcessSpec, Topology
 from harness.system_under_test import LoadProfile, SystemUnderTest
-from scenarios.shop.customer import customer, requests
+from scenarios.shop.customer import WORKLOADS, customer
 from scenarios.shop.invariants import INVARIANTS
 from scenarios.shop.invariants.zero_dropped_orders import SETTLE_WITHIN_S
 from scenarios.shop.ledger import FILE_NAME as LEDGER_FILE
@@ -58,6 +59,7 @@ def _payments(wiring: Wiring) -> dict[str, str]:
         **_shared(wiring, "payments"),
         "PAYMENTS_LISTEN": wiring.listen("payments"),
         "PAYMENTS_ACK_WAIT_S": str(_ACK_WAIT_S),
+        "PAYMENTS_DB": str(wiring.directory("payments") / "payments.db"),
         "NATS_URL": f"nats://{wiring.via('payments->nats')}",
         "PROVIDER_URL": f"http://{wiring.via('payments->provider')}",
     }
@@ -104,16 +106,16 @@ SHOP = SystemUnderTest(
     ),
     entrance="clients->orders",
     front="orders",
-    streams=("ORDERS", "PAYMENTS"),
+    streams=("ORDERS", "PAYMENTS", "DEADLETTERS"),
     key_attributes=("order.id",),
     traced=("orders", "payments", "provider"),
-    requests=requests,
+    workloads=WORKLOADS,
     client=customer,
     key_of_message=key_of_message,
     read_ledger=read_ledger,
     invariants=INVARIANTS,
     faults=FAULTS,
-    experiments=(PAYMENTS_PARTITION, ORDERS_PARTITION, PAYMENTS_KILL),
+    experiments=(PAYMENTS_PARTITION, ORDERS_PARTITION, PAYMENTS_KILL, CANCEL_RACE),
     load_profiles=(
         LoadProfile(
             name="steady",

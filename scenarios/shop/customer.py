@@ -6,6 +6,7 @@ import json
 import random
 import time
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -18,39 +19,77 @@ if TYPE_CHECKING:
 
 PLACE_WITHIN_S = 10.0
 READ_WITHIN_S = 2.0
-FINAL = frozenset({"PAID", "DECLINED"})
+FINAL = frozenset({"PAID", "DECLINED", "CANCELLED", "REFUNDED"})
 ABSENT = "absent"
+
+CANCEL_EVERY = 4
+CANCEL_AFTER_MAX = 30
+"""A customer who regrets an order does so within this many requests of everybody's."""
 
 _CENTS_MIN, _CENTS_MAX = 100, 50_000
 _ACCEPTED, _NOT_FOUND, _OK, _BAD_REQUEST, _SERVER_ERROR = 202, 404, 200, 400, 500
 
 
-def requests(seed: int) -> Iterator[Request]:
+def placing(seed: int) -> Iterator[Request]:
     """Yield an endless stream of orders, a pure function of the seed."""
     chance = random.Random(f"requests:{seed}")  # noqa: S311 - reproducible chance, not a secret
-    number = 0
-    while True:
-        cents = chance.randint(_CENTS_MIN, _CENTS_MAX)
-        yield Request(
-            number=number,
-            kind="create",
-            key=f"s{seed}-{number:06d}",
-            body=json.dumps(
-                {"customer_id": f"c{chance.randint(1, 500):03d}", "total_amount": cents / 100, "currency": "EUR"}
-            ),
-            trace_id=f"{chance.getrandbits(128) | 1:032x}",
-            span_id=f"{chance.getrandbits(64) | 1:016x}",
-        )
-        number += 1
+    for number in count():
+        yield _order(number, f"s{seed}-{number:06d}", chance)
 
 
-def outcome_of(status: int) -> Outcome:
-    """Say what an answer to `POST /orders` means.
+def placing_and_cancelling(seed: int) -> Iterator[Request]:
+    """Yield orders, and cancellations of every `CANCEL_EVERY`th of them: some before it is charged, some after."""
+    chance = random.Random(f"cancelling:{seed}")  # noqa: S311 - reproducible chance, not a secret
+    regrets: dict[int, str] = {}
+    placed = 0
+    for number in count():
+        if number in regrets:
+            yield _asking(number, "cancel", regrets.pop(number), {"reason": "changed my mind"}, chance)
+            continue
+        key = f"s{seed}-{number:06d}"
+        yield _order(number, key, chance)
+        placed += 1
+        if placed % CANCEL_EVERY == 0:
+            when = number + chance.randint(1, CANCEL_AFTER_MAX)
+            while when in regrets:
+                when += 1
+            regrets[when] = key
 
-    202 is a promise, 4xx a refusal. Every other answer (503 after a publish whose acknowledgement did not come) leaves
-    it open whether the order exists.
+
+def cancellation_of(order: Operation) -> Request:
+    """Return the request that cancels this order, in a trace of its own."""
+    chance = random.Random(f"cancellation:{order.key}:{order.trace_id}")  # noqa: S311 - reproducible, not a secret
+    return _asking(order.number, "cancel", order.key, {"reason": "changed my mind"}, chance)
+
+
+WORKLOADS = {"place": placing, "place-and-cancel": placing_and_cancelling}
+
+
+def _order(number: int, key: str, chance: random.Random) -> Request:
+    cents = chance.randint(_CENTS_MIN, _CENTS_MAX)
+    customer_id = f"c{chance.randint(1, 500):03d}"
+    order = {"customer_id": customer_id, "total_amount": cents / 100, "currency": "EUR"}
+    return _asking(number, "create", key, order, chance)
+
+
+def _asking(number: int, kind: str, key: str, body: dict[str, object], chance: random.Random) -> Request:
+    return Request(
+        number=number,
+        kind=kind,
+        key=key,
+        body=json.dumps(body),
+        trace_id=f"{chance.getrandbits(128) | 1:032x}",
+        span_id=f"{chance.getrandbits(64) | 1:016x}",
+    )
+
+
+def outcome_of(status: int, kind: str = "create") -> Outcome:
+    """Say what an answer to a `POST` means.
+
+    202 is a promise (and 200 to a cancellation: it is done already), 4xx a refusal. Every other answer (503 after a
+    publish whose acknowledgement did not come) leaves it open whether anything came of it.
     """
-    if status == _ACCEPTED:
+    if status == _ACCEPTED or (status == _OK and kind == "cancel"):
         return Outcome.OK
     return Outcome.FAILED if _BAD_REQUEST <= status < _SERVER_ERROR else Outcome.UNKNOWN
 
@@ -63,13 +102,13 @@ class Customer:
         self._session = session
 
     async def place(self, request: Request, intended_ns: int) -> Operation:
-        """POST one order. A time-out or a broken connection is *unknown*."""
+        """POST one order or cancellation. A time-out or a broken connection is *unknown*."""
         began_ns = time.time_ns()
         status: int | None = None
         ended_ns: int | None = None
         try:
             async with self._session.post(
-                "/orders",
+                "/orders" if request.kind == "create" else f"/orders/{request.key}/cancel",
                 data=request.body,
                 headers={
                     "Content-Type": "application/json",
@@ -80,7 +119,8 @@ class Customer:
             ) as answer:
                 text = await answer.text(errors="replace")
                 status, ended_ns = answer.status, time.time_ns()
-                outcome, detail = outcome_of(status), "" if status == _ACCEPTED else text[:500]
+                outcome = outcome_of(status, request.kind)
+                detail = "" if outcome is Outcome.OK else text[:500]
         except aiohttp.ClientConnectorError as error:
             # Nothing was sent: the connection was refused.
             outcome, detail, ended_ns = Outcome.FAILED, str(error), time.time_ns()

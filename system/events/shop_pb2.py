@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18system/events/shop.proto\x12\x12stormproof.shop.v1\"\x90\x01\n\x0cOrderCreated\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0ctotal_amount\x18\x04 \x01(\x01\x12\x14\n\x0c\x61mount_minor\x18\x05 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x15\n\rcreated_at_ns\x18\x07 \x01(\x03J\x04\x08\x03\x10\x04\"\xc2\x01\n\x10PaymentProcessed\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0e\x32!.stormproof.shop.v1.PaymentStatus\x12\x12\n\npayment_id\x18\x04 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x05 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x17\n\x0fprocessed_at_ns\x18\x08 \x01(\x03J\x04\x08\x02\x10\x03*e\n\rPaymentStatus\x12\x1e\n\x1aPAYMENT_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13PAYMENT_STATUS_PAID\x10\x01\x12\x1b\n\x17PAYMENT_STATUS_DECLINED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18system/events/shop.proto\x12\x12stormproof.shop.v1\"\x90\x01\n\x0cOrderCreated\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0ctotal_amount\x18\x04 \x01(\x01\x12\x14\n\x0c\x61mount_minor\x18\x05 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x15\n\rcreated_at_ns\x18\x07 \x01(\x03J\x04\x08\x03\x10\x04\"s\n\x0eOrderCancelled\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x61ncelled_at_ns\x18\x03 \x01(\x03\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\"\xd5\x01\n\x10PaymentProcessed\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0e\x32!.stormproof.shop.v1.PaymentStatus\x12\x12\n\npayment_id\x18\x04 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x05 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x17\n\x0fprocessed_at_ns\x18\x08 \x01(\x03\x12\x11\n\trefund_id\x18\t \x01(\tJ\x04\x08\x02\x10\x03*\xa0\x01\n\rPaymentStatus\x12\x1e\n\x1aPAYMENT_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13PAYMENT_STATUS_PAID\x10\x01\x12\x1b\n\x17PAYMENT_STATUS_DECLINED\x10\x02\x12\x1b\n\x17PAYMENT_STATUS_REFUNDED\x10\x03\x12\x1c\n\x18PAYMENT_STATUS_CANCELLED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'system.events.shop_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYMENTSTATUS']._serialized_start=392
-  _globals['_PAYMENTSTATUS']._serialized_end=493
+  _globals['_PAYMENTSTATUS']._serialized_start=529
+  _globals['_PAYMENTSTATUS']._serialized_end=689
   _globals['_ORDERCREATED']._serialized_start=49
   _globals['_ORDERCREATED']._serialized_end=193
-  _globals['_PAYMENTPROCESSED']._serialized_start=196
-  _globals['_PAYMENTPROCESSED']._serialized_end=390
+  _globals['_ORDERCANCELLED']._serialized_start=195
+  _globals['_ORDERCANCELLED']._serialized_end=310
+  _globals['_PAYMENTPROCESSED']._serialized_start=313
+  _globals['_PAYMENTPROCESSED']._serialized_end=526
 # @@protoc_insertion_point(module_scope)

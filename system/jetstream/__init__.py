@@ -3,10 +3,17 @@
 `nats` itself is imported in `client.py` only.
 """
 
-from system.jetstream.connection import ConnectError, Connection, Message, NotConnectedError, RequestError
+from system.jetstream.connection import Connection
 from system.jetstream.consumer import Consumer, Handler
 from system.jetstream.delivery import Delivery
-from system.jetstream.publisher import PubAck, Publisher, PublishRefusedError, PublishUnknownError
+from system.jetstream.errors import ConnectError, NotConnectedError, RequestError
+from system.jetstream.publisher import (
+    PubAck,
+    Publisher,
+    PublishRefusedError,
+    PublishUnavailableError,
+    PublishUnknownError,
+)
 from system.jetstream.streams import (
     ConsumerSpec,
     StreamSpec,
@@ -15,6 +22,7 @@ from system.jetstream.streams import (
     ensure_stream,
     stored_payload,
 )
+from system.jetstream.wire import Message
 
 __all__ = [
     "ConnectError",
@@ -27,6 +35,7 @@ __all__ = [
     "NotConnectedError",
     "PubAck",
     "PublishRefusedError",
+    "PublishUnavailableError",
     "PublishUnknownError",
     "Publisher",
     "RequestError",

@@ -1,11 +1,12 @@
 """A pull loop over a durable consumer: deliveries to a handler, with everything bounded.
 
 Promises: at most `in_hand_max` deliveries are with the handler (a dead pull request that comes alive again may add
-its batch); one pull request is open whenever there is room; a request that ended, went silent or was lost with its
-connection is replaced (nats.py #504: its own `fetch` stays silent after a server restart); a handling longer than a
-third of AckWait is announced to the broker as in progress; a consumer deleted under us is made again. After `stop`
-nothing is pulled, what arrives is handed back, and `run` returns when what is in hand is finished, or given up after
-`finish_within_s`: the broker delivers that again.
+its batch), and less if `admission` says so; one pull request is open whenever there is room; a request that ended,
+went silent or was lost with its connection is replaced (nats.py #504: its own `fetch` stays silent after a server
+restart); what arrived together is handed over together, and makes room one by one, as it is answered; a handling
+longer than a third of AckWait is announced to the broker as in progress; a consumer deleted under us is made again.
+After `stop` nothing is pulled, what arrives is handed back, and `run` returns when what is in hand is finished, or
+given up after `finish_within_s`: the broker delivers that again.
 
 Does not: answer deliveries (handlers do) or survive a handler that raises (`system.processing` never does).
 """
@@ -16,15 +17,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
-from system.jetstream.connection import Connection, Message, NotConnectedError, RequestError
+from system.jetstream.connection import Connection
 from system.jetstream.delivery import Delivery
+from system.jetstream.errors import NotConnectedError, RequestError
 from system.jetstream.streams import ConsumerSpec
+from system.jetstream.wire import Message, publish_frame
 from system.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ DRAIN_WITHIN_S = 1.0
 GIVE_BACK_DELAY_S = 0.05
 REFILL_SHARE = 4
 """Pull once a quarter of the room is free, not for every single place."""
+ADMISSION_EVERY_S = 0.25
+"""How soon an admission that said no is asked again, if nobody wakes the consumer before."""
 
 _NS = 1_000_000_000
 
@@ -50,8 +55,8 @@ _NS = 1_000_000_000
 class Handler(Protocol):
     """What a consumer hands deliveries to."""
 
-    async def handle(self, delivery: Delivery) -> None:
-        """Do the work and answer the delivery; must not raise."""
+    async def handle(self, deliveries: Sequence[Delivery]) -> None:
+        """Do the work of what arrived together, and answer every delivery; must not raise."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +72,8 @@ class Consumer:
     """Runs one handler over one durable consumer.
 
     restore: makes the stream and the consumer again should they be gone; raises `RequestError` if it cannot yet.
+    admission: how many deliveries somebody else allows to be in hand now; 0 pulls nothing, and it is asked again after
+    `ADMISSION_EVERY_S`, or at `wake`.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Consumer:
         metrics: Metrics,
         in_hand_max: int = IN_HAND_MAX,
         finish_within_s: float = FINISH_WITHIN_S,
+        admission: Callable[[], int] | None = None,
     ) -> None:
         self._connection = connection
         self._spec = spec
@@ -86,29 +94,35 @@ class Consumer:
         self._restore = restore
         self._in_hand_max = in_hand_max
         self._finish_within_s = finish_within_s
+        self._admission = admission
         self._inbox = connection.new_inbox()
         self._request: _PullRequest | None = None
         self._requests = 0
-        self._in_hand: dict[Delivery, asyncio.Task[None]] = {}
+        self._in_hand: set[Delivery] = set()
+        self._batches: set[asyncio.Task[None]] = set()
         self._handlings = asyncio.TaskGroup()
         self._wake = asyncio.Event()
         self._not_before_s = 0.0
         self._is_missing = False
         self._is_stopping = False
         self.is_running = False
-        self._deliveries = metrics.counter("deliveries", "Deliveries taken", label="consumer", value=spec.name)
+        name = spec.name
+        self._deliveries = metrics.counter("deliveries", "Deliveries taken", label="consumer", value=name)
         self._redeliveries = metrics.counter(
-            "redeliveries", "Deliveries that were not the first of their message", label="consumer", value=spec.name
+            "redeliveries", "Deliveries that were not the first of their message", label="consumer", value=name
         )
         self._silences = metrics.counter(
-            "pulls_silent", "Pull requests given up for missed heartbeats", label="consumer", value=spec.name
+            "pulls_silent", "Pull requests given up for missed heartbeats", label="consumer", value=name
         )
-        self._in_hand_now = metrics.gauge("in_hand", "Deliveries being handled", label="consumer", value=spec.name)
+        self._in_hand_now = metrics.gauge("in_hand", "Deliveries being handled", label="consumer", value=name)
+        self._seconds = metrics.histogram(
+            "handling_seconds", "Time from a delivery to its answer", label="consumer", value=name
+        )
 
     async def run(self) -> None:
         """Pull and handle until `stop`, then finish what is in hand."""
         inbox = f"{self._inbox}.*"
-        await self._connection.subscribe(inbox, self._on_message)
+        await self._connection.subscribe(inbox, self._on_messages)
         self._connection.on_connected(self._pull_anew)
         try:
             async with self._handlings:
@@ -126,7 +140,11 @@ class Consumer:
         self._is_stopping = True
         self._wake.set()
 
-    async def pull(self, batch: int) -> None:
+    def wake(self) -> None:
+        """Look again whether something may be pulled: admission may say something else now."""
+        self._wake.set()
+
+    def pull(self, batch: int) -> None:
         """Ask the broker for up to `batch` messages."""
         self._requests += 1
         reply = f"{self._inbox}.{self._requests}"
@@ -139,7 +157,7 @@ class Consumer:
         }
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._spec.stream}.{self._spec.name}"
         try:
-            await self._connection.send(subject, msgspec.json.encode(request), reply=reply)
+            self._connection.post(publish_frame(subject, msgspec.json.encode(request), reply=reply))
         except NotConnectedError:
             self._end_request(pause=True)
 
@@ -151,25 +169,40 @@ class Consumer:
                 log.info("a pull request of %s went silent; asking anew", self._spec.name)
                 self._silences.add()
                 self._request = None
+            again_s = PULL_EXPIRES_S
             if self._request is None and self._connection.is_connected and now_s >= self._not_before_s:
                 if self._is_missing:
                     await self._make_again()
                     continue
-                room = self._in_hand_max - len(self._in_hand)
-                if room * REFILL_SHARE >= self._in_hand_max:
-                    await self.pull(room)
-            await self._wait_for_news()
+                if self._has_room:
+                    admitted = self._admitted
+                    if admitted > 0:
+                        self.pull(admitted)
+                    else:
+                        again_s = ADMISSION_EVERY_S
+            await self._wait_for_news(again_s)
 
-    async def _wait_for_news(self) -> None:
+    @property
+    def _has_room(self) -> bool:
+        return (self._in_hand_max - len(self._in_hand)) * REFILL_SHARE >= self._in_hand_max
+
+    @property
+    def _admitted(self) -> int:
+        """How many more may be in hand."""
+        allowed = self._in_hand_max if self._admission is None else min(self._in_hand_max, self._admission())
+        return allowed - len(self._in_hand)
+
+    async def _wait_for_news(self, again_s: float) -> None:
         """Return when something happened, or when it is time to look again."""
+        now_s = time.monotonic()
         if self._request is not None:
             until_s = self._request.silent_at_s
+        elif self._not_before_s > now_s:
+            until_s = self._not_before_s
         else:
-            until_s = max(self._not_before_s, time.monotonic() + PULL_EXPIRES_S)
-            if self._not_before_s > time.monotonic():
-                until_s = self._not_before_s
+            until_s = now_s + again_s
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
+            async with asyncio.timeout(max(0.0, until_s - now_s)):
                 await self._wake.wait()
 
     async def _make_again(self) -> None:
@@ -182,20 +215,32 @@ class Consumer:
         else:
             self._is_missing = False
 
-    def _on_message(self, message: Message) -> None:
-        if message.reply.startswith("$JS.ACK."):
+    def _on_messages(self, messages: list[Message]) -> None:
+        """Whatever arrived together: deliveries, and what the broker says of the open request."""
+        deliveries: list[Delivery] = []
+        for message in messages:
+            if message.reply.startswith("$JS.ACK."):
+                try:
+                    deliveries.append(Delivery(self._connection, message, on_answered=self._on_answered))
+                except ValueError as error:
+                    log.warning("something that the broker did not send came for %s: %s", self._spec.name, error)
+            elif self._request is not None and message.subject == self._request.reply:
+                self._on_status(message.headers.get("Status", ""), message.headers.get("Description", ""))
+        if deliveries:
             self._heard()
-            self._count_delivery()
-            self._take(Delivery(self._connection, message))
-        elif self._request is not None and message.subject == self._request.reply:
-            self._on_status(message.headers.get("Status", ""), message.headers.get("Description", ""))
+            self._count(deliveries)
+            self._take(deliveries)
 
-    def _count_delivery(self) -> None:
+    def _count(self, deliveries: Sequence[Delivery]) -> None:
+        self._deliveries.add(len(deliveries))
+        for delivery in deliveries:
+            if delivery.times_delivered > 1:
+                self._redeliveries.add()
         # A delivery carries the subject of its message, not that of the inbox, so it cannot be told which request it
         # answers: one that came late for a dead request is counted against the open one, and a place is pulled twice.
         if self._request is not None:
-            self._request.left -= 1
-            if self._request.left == 0:
+            self._request.left -= len(deliveries)
+            if self._request.left <= 0:
                 self._end_request(pause=False)
 
     def _on_status(self, status: str, description: str) -> None:
@@ -231,39 +276,50 @@ class Consumer:
         self._request = None
         self._wake.set()
 
-    def _take(self, delivery: Delivery) -> None:
-        self._deliveries.add()
-        if delivery.times_delivered > 1:
-            self._redeliveries.add()
+    def _take(self, deliveries: Sequence[Delivery]) -> None:
         if self._is_stopping:
-            self._handlings.create_task(delivery.nak(GIVE_BACK_DELAY_S))
+            for delivery in deliveries:
+                delivery.give_back(GIVE_BACK_DELAY_S)
             return
-        self._in_hand[delivery] = self._handlings.create_task(self._handle(delivery))
-        self._in_hand_now.add(1)
+        self._in_hand.update(deliveries)
+        self._in_hand_now.value = len(self._in_hand)
+        batch = self._handlings.create_task(self._handle(deliveries))
+        self._batches.add(batch)
+        batch.add_done_callback(self._batches.discard)
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, deliveries: Sequence[Delivery]) -> None:
         try:
-            await self._handler.handle(delivery)
+            await self._handler.handle(deliveries)
         finally:
-            self._in_hand.pop(delivery, None)
-            self._in_hand_now.add(-1)
-            if self._request is None or self._is_stopping:
-                self._wake.set()
+            for delivery in deliveries:
+                if not delivery.is_answered:
+                    self._make_room(delivery)
+
+    def _on_answered(self, delivery: Delivery) -> None:
+        self._seconds.observe(time.monotonic() - delivery.arrived_at_s)
+        self._make_room(delivery)
+
+    def _make_room(self, delivery: Delivery) -> None:
+        self._in_hand.discard(delivery)
+        self._in_hand_now.value = len(self._in_hand)
+        if self._request is None and self._has_room:
+            self._wake.set()
 
     async def _signal_progress(self) -> None:
         third_s = self._spec.ack_wait_s / 3
         while True:
             await asyncio.sleep(third_s / 2)
             now_s = time.monotonic()
-            for delivery in [held for held in self._in_hand if now_s - held.signalled_at_s >= third_s]:
-                await delivery.in_progress()
+            for delivery in self._in_hand:
+                if now_s - delivery.signalled_at_s >= third_s:
+                    delivery.signal_progress()
 
     async def _finish(self) -> None:
         """Wait for what is in hand, and give up what takes too long."""
-        if not self._in_hand:
+        if not self._batches:
             return
-        _, unfinished = await asyncio.wait(self._in_hand.values(), timeout=self._finish_within_s)
+        _, unfinished = await asyncio.wait(self._batches, timeout=self._finish_within_s)
         if unfinished:
-            log.warning("%d deliveries of %s are left to be delivered again", len(unfinished), self._spec.name)
-        for handling in unfinished:
-            handling.cancel()
+            log.warning("%d deliveries of %s are left to be delivered again", len(self._in_hand), self._spec.name)
+        for batch in unfinished:
+            batch.cancel()

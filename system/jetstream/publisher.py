@@ -2,26 +2,35 @@
 
 Promises: `publish` returns only after the server's PubAck; an attempt whose ack does not come is repeated with the same
 Nats-Msg-Id, so that the stream holds the message once (within its dedup window); a new connection makes every waiting
-publish try again at once; at most `OUTSTANDING_MAX` are under way. When the deadline comes first, `PublishUnknownError`
-says what is true: nobody can tell whether the message is stored.
+publish try again at once; at most `outstanding_max` are under way, and at most `WAITING_MAX` wait for their turn. When
+the deadline comes first, the error says what is true: `PublishUnknownError` if the message left and nobody can tell
+whether it is stored, `PublishUnavailableError` if it never left.
+
+All publishes share one inbox for their acks and one timer for their deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
-from system.jetstream.connection import Connection, Message, NotConnectedError
+from system.jetstream.connection import Connection
+from system.jetstream.errors import NotConnectedError
+from system.jetstream.wire import Message, header_block, publish_frame
 from system.metrics import Metrics
 
 OUTSTANDING_MAX = 256
+WAITING_MAX = 4096
 ATTEMPT_TIMEOUT_S = 1.0
-UNAVAILABLE_PAUSE_S = 0.1
-"""Wait after the server said that it is there but cannot store yet, as while it recovers its streams."""
+PAUSE_S = 0.1
+"""Wait before an attempt that the connection did not take, or that the server cannot store yet, is repeated."""
+SWEEP_EVERY_S = 0.05
+"""How late a deadline may be noticed. Looking at 256 publishes takes 20 µs."""
 
 _UNAVAILABLE = 503
 
@@ -31,11 +40,14 @@ class PublishUnknownError(Exception):
 
 
 class PublishRefusedError(Exception):
-    """The server refused the message: it is not stored."""
+    """The server refuses the message: it is not stored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PubAck:
+class PublishUnavailableError(Exception):
+    """The message never left: it is not stored. Trying later may help."""
+
+
+class PubAck(msgspec.Struct, frozen=True, kw_only=True):
     """The server has the message. duplicate: it had it before, at this very sequence."""
 
     stream: str
@@ -56,27 +68,56 @@ class _Answer(msgspec.Struct):
     error: _ApiError | None = None
 
 
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class _Publish:
+    """One message under way, or waiting for its turn. again_at_s: when it is sent again unless an ack came."""
+
+    __slots__ = ("again_at_s", "attempts", "deadline_at_s", "frame", "future", "what")
+
+    def __init__(self, frame: bytes, future: asyncio.Future[PubAck], deadline_at_s: float, what: str) -> None:
+        self.frame = frame
+        self.future = future
+        self.deadline_at_s = deadline_at_s
+        self.what = what
+        self.again_at_s = 0.0
+        self.attempts = 0
+
+
 class Publisher:
-    """Publishes with one inbox for all acks."""
+    """Publishes over one connection."""
+
+    _loop: asyncio.AbstractEventLoop  # kept, because asking for it costs a system call (getpid)
 
     def __init__(
-        self, connection: Connection, *, metrics: Metrics, attempt_timeout_s: float = ATTEMPT_TIMEOUT_S
+        self,
+        connection: Connection,
+        *,
+        metrics: Metrics,
+        outstanding_max: int = OUTSTANDING_MAX,
+        attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
     ) -> None:
         self._connection = connection
+        self._outstanding_max = outstanding_max
         self._attempt_timeout_s = attempt_timeout_s
         self._inbox = connection.new_inbox()
         self._tokens = itertools.count(1)
-        self._waiting: dict[str, asyncio.Future[Message | None]] = {}
-        self._slots = asyncio.Semaphore(OUTSTANDING_MAX)
+        self._under_way: dict[str, _Publish] = {}
+        self._waiting: OrderedDict[str, _Publish] = OrderedDict()
+        self._sweeper: asyncio.TimerHandle | None = None
         self._retries = metrics.counter("publish_retries", "Publishes repeated because no ack came")
         self._duplicates = metrics.counter(
             "publish_duplicates", "Publishes of which the server had the message already"
         )
-        self._outstanding = metrics.gauge("publishes_outstanding", "Publishes waiting for their ack")
+        self._outstanding = metrics.gauge("publishes_outstanding", "Publishes under way, which wait for their ack")
+        self._queued = metrics.gauge("publishes_waiting", "Publishes that wait until fewer are under way")
+        self._seconds = metrics.histogram("publish_seconds", "Time from a publish to the server's ack")
 
     async def start(self) -> None:
         """Subscribe to the inbox; call once, before the first publish."""
-        await self._connection.subscribe(f"{self._inbox}.*", self._on_ack)
+        self._loop = asyncio.get_running_loop()
+        await self._connection.subscribe(f"{self._inbox}.*", self._on_acks)
         self._connection.on_connected(self._retry_all)
 
     async def publish(
@@ -84,85 +125,127 @@ class Publisher:
     ) -> PubAck:
         """Store one message, once, and return the server's ack.
 
-        Raises `PublishRefusedError` if it is certainly not stored and `PublishUnknownError` if nobody can tell.
+        Raises `PublishRefusedError` or `PublishUnavailableError` if it is certainly not stored, and
+        `PublishUnknownError` if nobody can tell. `ValueError` for a subject or a header that cannot be sent.
         """
-        stamped = {**headers, "Nats-Msg-Id": message_id}
-        try:
-            async with asyncio.timeout(deadline_s), self._slots:
-                self._outstanding.add(1)
-                try:
-                    return await self._publish_until_acked(subject, payload, stamped)
-                finally:
-                    self._outstanding.add(-1)
-        except TimeoutError:
-            raise PublishUnknownError(
-                f"no ack for {message_id} on {subject} within {deadline_s:g} s: whether it is stored is unknown"
-            ) from None
-
-    async def _publish_until_acked(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> PubAck:
         token = str(next(self._tokens))
-        try:
-            while True:
-                await self._connection.wait_connected()
-                answer = await self.attempt(subject, payload, headers, token=token)
-                if answer is not None:
-                    ack = self._pub_ack(answer, subject)
-                    if ack is not None:
-                        return ack
-                    await asyncio.sleep(UNAVAILABLE_PAUSE_S)
-                self._retries.add()
-        finally:
-            self._waiting.pop(token, None)
-
-    async def attempt(self, subject: str, payload: bytes, headers: Mapping[str, str], *, token: str) -> Message | None:
-        """Send once and wait for the server's answer; None if none came in time.
-
-        All attempts of one publish share a token, so a late answer to an earlier one counts for the current one.
-        """
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[Message | None] = loop.create_future()
-        self._waiting[token] = waiting
-        timer = loop.call_later(self._attempt_timeout_s, _give_up, waiting)
-        try:
-            await self._connection.send(subject, payload, reply=f"{self._inbox}.{token}", headers=headers)
-        except NotConnectedError:
-            # Not at once again: the buffer may be full while the connection still counts as up.
-            await asyncio.sleep(UNAVAILABLE_PAUSE_S)
-            return None
+        block = header_block({**headers, "Nats-Msg-Id": message_id})
+        frame = publish_frame(subject, payload, reply=f"{self._inbox}.{token}", block=block)
+        began_s = time.monotonic()
+        future: asyncio.Future[PubAck] = self._loop.create_future()
+        publish = _Publish(frame, future, began_s + deadline_s, f"{message_id} on {subject}")
+        size, size_max = len(block) + len(payload), self._connection.payload_max_bytes
+        if size > size_max > 0:
+            raise PublishRefusedError(f"{publish.what} has {size} bytes with its headers, the server takes {size_max}")
+        if len(self._under_way) < self._outstanding_max:
+            self._begin(token, publish, began_s)
+        elif len(self._waiting) < WAITING_MAX:
+            self._waiting[token] = publish
+            self._queued.value = len(self._waiting)
         else:
-            return await waiting
+            raise PublishUnavailableError(f"{publish.what} was not sent: {WAITING_MAX} publishes wait already")
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
+        try:
+            ack = await future
         finally:
-            timer.cancel()
+            self._forget(token)
+        self._seconds.observe(time.monotonic() - began_s)
+        if ack.duplicate:
+            self._duplicates.add()
+        return ack
 
-    def _on_ack(self, message: Message) -> None:
-        waiting = self._waiting.get(message.subject.rpartition(".")[2])
-        if waiting is not None and not waiting.done():
-            waiting.set_result(message)
+    def _begin(self, token: str, publish: _Publish, now_s: float) -> None:
+        self._under_way[token] = publish
+        self._outstanding.value = len(self._under_way)
+        self._attempt(publish, now_s)
+
+    def _attempt(self, publish: _Publish, now_s: float) -> None:
+        """Send; all attempts of one publish share a token, so a late answer to an earlier one counts."""
+        if publish.future.done():
+            return
+        try:
+            self._connection.post(publish.frame)
+        except NotConnectedError:
+            publish.again_at_s = now_s + PAUSE_S
+        else:
+            if publish.attempts:
+                self._retries.add()
+            publish.attempts += 1
+            publish.again_at_s = now_s + self._attempt_timeout_s
+
+    def _forget(self, token: str) -> None:
+        """A publish has ended, and the one that waits longest may begin."""
+        if self._under_way.pop(token, None) is None:
+            self._waiting.pop(token, None)
+        else:
+            while self._waiting and len(self._under_way) < self._outstanding_max:
+                next_token, publish = self._waiting.popitem(last=False)
+                if not publish.future.done():  # its deadline came, and its caller is about to be told so
+                    self._begin(next_token, publish, time.monotonic())
+        self._outstanding.value = len(self._under_way)
+        self._queued.value = len(self._waiting)
+
+    def _sweep(self) -> None:
+        """Look at everything that has no ack yet: too late, or time to try again?"""
+        now_s = time.monotonic()
+        is_connected = self._connection.is_connected
+        for publish in self._under_way.values():
+            if now_s >= publish.deadline_at_s:
+                _expire(publish)
+            elif is_connected and now_s >= publish.again_at_s:
+                self._attempt(publish, now_s)
+        for publish in self._waiting.values():
+            if now_s >= publish.deadline_at_s:
+                _expire(publish)
+        is_idle = not self._under_way and not self._waiting
+        self._sweeper = None if is_idle else self._loop.call_later(SWEEP_EVERY_S, self._sweep)
 
     def _retry_all(self) -> None:
         """Answers to what the old connection carried will not come."""
-        for waiting in self._waiting.values():
-            _give_up(waiting)
+        now_s = time.monotonic()
+        for publish in self._under_way.values():
+            self._attempt(publish, now_s)
 
-    def _pub_ack(self, message: Message, subject: str) -> PubAck | None:
-        """The ack in an answer; None if the server cannot store just now."""
-        if message.headers.get("Status") == str(_UNAVAILABLE):
-            return None  # no responders: no stream listens on the subject, or it is not up yet
+    def _on_acks(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._on_ack(message)
+
+    def _on_ack(self, message: Message) -> None:
+        publish = self._under_way.get(message.subject[len(self._inbox) + 1 :])
+        if publish is None or publish.future.done():
+            return
+        if not message.payload and message.headers.get("Status") == str(_UNAVAILABLE):
+            # No responders: no stream listens on the subject, or it is not up yet.
+            publish.again_at_s = time.monotonic() + PAUSE_S
+            return
         try:
-            answer = msgspec.json.decode(message.payload, type=_Answer)
+            answer = _decode_answer(message.payload)
         except msgspec.DecodeError as error:
-            raise PublishRefusedError(f"the answer to a publish on {subject} is no PubAck: {error}") from None
-        if answer.error is not None:
-            if answer.error.code == _UNAVAILABLE:
-                return None
-            raise PublishRefusedError(
-                f"the server refused a message on {subject}: {answer.error.description} ({answer.error.err_code})"
+            publish.future.set_exception(
+                PublishUnknownError(
+                    f"the answer to {publish.what} is no PubAck, so whether it is stored is unknown: {error}"
+                )
             )
-        if answer.duplicate:
-            self._duplicates.add()
-        return PubAck(stream=answer.stream, sequence=answer.seq, duplicate=answer.duplicate)
+            return
+        if answer.error is None:
+            publish.future.set_result(PubAck(stream=answer.stream, sequence=answer.seq, duplicate=answer.duplicate))
+        elif answer.error.code == _UNAVAILABLE:
+            publish.again_at_s = time.monotonic() + PAUSE_S
+        else:
+            publish.future.set_exception(
+                PublishRefusedError(
+                    f"the server refused {publish.what}: {answer.error.description} ({answer.error.err_code})"
+                )
+            )
 
 
-def _give_up(waiting: asyncio.Future[Message | None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
+def _expire(publish: _Publish) -> None:
+    if publish.future.done():
+        return
+    if publish.attempts:
+        publish.future.set_exception(
+            PublishUnknownError(f"no ack for {publish.what} in time: whether it is stored is unknown")
+        )
+    else:
+        publish.future.set_exception(PublishUnavailableError(f"{publish.what} was not sent in time: it is not stored"))

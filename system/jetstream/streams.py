@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import msgspec
 
 from system.errors import StartError
-from system.jetstream.connection import Connection, RequestError
+from system.jetstream.connection import Connection
+from system.jetstream.errors import RequestError
 
 API_WITHIN_S = 2.0
 ENSURE_WITHIN_S = 30.0

@@ -1,1 +1,1 @@
-"""The payments service: charges every order, once, and says how it ended."""
+"""The payments service: charges every order, once, undoes what is cancelled, and says how it ended."""

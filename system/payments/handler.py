@@ -1,110 +1,132 @@
-"""What payments does with an order: charge, announce, ack, in this order and never another.
+"""What payments does with an order: charge, record, announce, ack, in this order and never another.
 
-Promises: the ack comes after the effect and after the announcement is stored, so a crash anywhere in between leads to a
-redelivery that finds the charge made (same idempotency key) and the announcement stored (same message id). A decline is
-an outcome like any other. What cannot be done now is handed back with a delay, by `system.processing`.
+Promises: each step is durable before the next begins, so a crash anywhere in between leads to a redelivery that takes
+up where it stopped: before the row it asks for the charge again, under the same idempotency key, and gets the one that
+was made; after the row it does not ask; the announcement has the same message id. A decline is an outcome like any
+other, and so is a charge that was ruled out by a cancellation. What cannot be done now is handed back by
+`system.processing`: an outage of provider, database or broker is never the message's fault.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import random
+import re
 import time
+from collections.abc import Awaitable
 
-from system import events, telemetry, topology
-from system.announcing import Announcer
-from system.events import OrderCreated, PaymentProcessed, PaymentStatus
-from system.jetstream import Delivery, PubAck, PublishUnknownError
-from system.metrics import Metrics
-from system.payments.provider_client import (
-    Captured,
-    Declined,
-    ProviderClient,
-    ProviderRefusedError,
-    ProviderUnavailableError,
-)
+from system import events, telemetry
+from system.database import DatabaseError, DatabaseRowError
+from system.events import OrderCreated, PaymentStatus
+from system.jetstream import Delivery, PubAck
+from system.payments.calls import ProviderCalls
+from system.payments.outbox import Outbox
+from system.payments.provider_client import Captured, ChargeOutcome, Declined, ProviderClient, Voided
+from system.payments.store import Payment, PaymentStore
 from system.processing import GiveUpError, TryLaterError
 
-log = logging.getLogger(__name__)
+ID_MAX_LENGTH = 240
+"""The provider takes keys of up to 255 characters, and the key of a refund has a prefix."""
 
-ATTEMPTS_MAX = 3
-BACKOFF_FIRST_S = 0.1
-BACKOFF_FACTOR = 3.0
-ANNOUNCE_WITHIN_S = 10.0
+_ID = re.compile(rf"[\x21-\x7e]{{1,{ID_MAX_LENGTH}}}")
 
 
 class PaymentHandler:
     """Handles the deliveries of `payment-processor`."""
 
-    def __init__(self, provider: ProviderClient, announcer: Announcer, *, metrics: Metrics) -> None:
+    def __init__(self, provider: ProviderClient, calls: ProviderCalls, store: PaymentStore, outbox: Outbox) -> None:
         self._provider = provider
-        self._announcer = announcer
-        self._metrics = metrics
-        self._retries = metrics.counter("charge_retries", "Charges asked for again within one delivery")
+        self._calls = calls
+        self._store = store
+        self._outbox = outbox
 
     async def handle(self, delivery: Delivery) -> None:
         """The whole story of one delivery."""
         order = self.read(delivery)
-        outcome = await self.charge(order)
-        await self.announce(order, outcome)
+        payment = await self.find(order)
+        if payment is None:
+            payment = self.result_of(order, await self.charge(order))
+            await self.record(payment)
+        if self._outbox.is_due(payment):
+            await self.announce(payment)
         await delivery.ack()
 
     def read(self, delivery: Delivery) -> OrderCreated:
         """The order; `UndecodableError` if these bytes are none."""
         order = events.decode_order_created(delivery.payload)
         telemetry.about_order(order.order_id)
+        check_id(order.order_id)
         return order
 
-    async def charge(self, order: OrderCreated) -> Captured | Declined:
-        """Charge, in up to `ATTEMPTS_MAX` attempts under one idempotency key."""
-        attempt = 1
-        while True:
-            try:
-                return await self._provider.charge(order, attempt=attempt)
-            except ProviderRefusedError as error:
-                raise GiveUpError(f"order {order.order_id} cannot be charged: {error}") from None
-            except ProviderUnavailableError as error:
-                if attempt == ATTEMPTS_MAX:
-                    raise TryLaterError(f"order {order.order_id} is not charged yet: {error}") from None
-                log.info("charging %s, attempt %d: %s", order.order_id, attempt, error)
-            await self.back_off(attempt)
-            attempt += 1
-            self._retries.add()
-
-    async def back_off(self, attempt: int) -> None:
-        """Wait between two attempts, longer each time, with full jitter so that a crowd spreads out."""
-        await asyncio.sleep(random.uniform(0.0, 2.0) * BACKOFF_FIRST_S * BACKOFF_FACTOR ** (attempt - 1))  # noqa: S311 - jitter is no secret
-
-    async def announce(self, order: OrderCreated, outcome: Captured | Declined) -> PubAck:
-        """Publish PaymentProcessed and wait for the server's ack."""
-        event = self.result_of(order, outcome)
+    async def find(self, order: OrderCreated) -> Payment | None:
+        """How charging this order ended, if it has; `GiveUpError` if that was another order under this id."""
         try:
-            ack = await self._announcer.announce(
-                subject=topology.PAYMENTS_PROCESSED,
-                payload=events.encode_payment_processed(event),
-                message_id=topology.payment_processed_id(order.order_id),
-                order_id=order.order_id,
-                deadline_s=ANNOUNCE_WITHIN_S,
+            payment = await self._store.find(order.order_id)
+        except DatabaseError as error:
+            raise unstored(order.order_id, error) from None
+        if payment is None:
+            return None
+        if (payment.amount_minor, payment.currency) != (order.amount_minor, order.currency):
+            raise GiveUpError(
+                f"order {order.order_id} over {order.amount_minor} {order.currency} is recorded as {payment.status} "
+                f"over {payment.amount_minor} {payment.currency}"
             )
-        except PublishUnknownError as error:
-            raise TryLaterError(str(error)) from None
-        self._metrics.counter("payments", "Payments announced", label="status", value=event.status.value).add()
-        return ack
+        if payment.status == PaymentStatus.REFUNDED.value:
+            # The refund is announced by whoever handles the cancellation; this order is about the charge before it.
+            return Payment(
+                payment.order_id,
+                PaymentStatus.PAID.value,
+                payment.charge_id,
+                "",
+                payment.amount_minor,
+                payment.currency,
+                "",
+                payment.decided_at_ns,
+            )
+        return payment
 
-    def result_of(self, order: OrderCreated, outcome: Captured | Declined) -> PaymentProcessed:
-        """The event that says how the payment ended."""
+    def charge(self, order: OrderCreated) -> Awaitable[ChargeOutcome]:
+        """Charge, in a few attempts under one idempotency key."""
+        return self._calls.ask(lambda attempt: self._provider.charge(order, attempt=attempt), order.order_id)
+
+    async def record(self, payment: Payment) -> None:
+        """Write the row; durable when this returns."""
+        try:
+            await self._store.record(payment)
+        except DatabaseError as error:
+            raise unstored(payment.order_id, error) from None
+
+    def announce(self, payment: Payment) -> Awaitable[PubAck]:
+        """Publish PaymentProcessed; done with the server's ack."""
+        return self._outbox.announce(payment)
+
+    def result_of(self, order: OrderCreated, outcome: ChargeOutcome) -> Payment:
+        """The row that says how the payment ended."""
         match outcome:
             case Captured():
-                status, payment_id, reason = PaymentStatus.PAID, outcome.charge_id, ""
+                status, charge_id, reason = PaymentStatus.PAID, outcome.charge_id, ""
             case Declined():
-                status, payment_id, reason = PaymentStatus.DECLINED, "", outcome.reason
-        return PaymentProcessed(
-            order_id=order.order_id,
-            status=status,
-            payment_id=payment_id,
-            amount_minor=order.amount_minor,
-            currency=order.currency,
-            reason=reason,
-            processed_at_ns=time.time_ns(),
+                status, charge_id, reason = PaymentStatus.DECLINED, "", outcome.reason
+            case Voided():
+                status, charge_id, reason = PaymentStatus.CANCELLED, "", ""
+        return Payment(
+            order.order_id, status.value, charge_id, "", order.amount_minor, order.currency, reason, time.time_ns()
         )
+
+
+def is_order_id(order_id: str) -> bool:
+    """True for what an order of ours may be called: it becomes a header of requests and of messages."""
+    return _ID.fullmatch(order_id) is not None
+
+
+def check_id(order_id: str) -> None:
+    """Raise `GiveUpError` for an id that no order of ours has."""
+    if not is_order_id(order_id):
+        raise GiveUpError(
+            f"order {order_id[:ID_MAX_LENGTH]!r}: an id must be 1 to {ID_MAX_LENGTH} visible ASCII characters"
+        )
+
+
+def unstored(order_id: str, error: DatabaseError) -> GiveUpError | TryLaterError:
+    """Whose fault it is that the table could not be used: the message's, or the database's."""
+    if isinstance(error, DatabaseRowError):
+        return GiveUpError(f"order {order_id} cannot be recorded: {error}")
+    return TryLaterError(f"order {order_id} is not recorded yet: {error}")

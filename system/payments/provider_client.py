@@ -1,52 +1,89 @@
-"""The payment provider as payments sees it: one charge, asked for once, inside its CLIENT span.
+"""The payment provider as payments sees it: one request, made once, inside its CLIENT span.
 
-Promises: the idempotency key of an order is always the same, across attempts, processes and restarts; an outcome is
-`Captured` or `Declined` only if the provider said so. Everything that may be better later raises
-`ProviderUnavailableError`, be it certain that nothing happened or not: the key makes asking again safe.
+Promises: the idempotency keys of an order are always the same, across attempts, processes and restarts; an outcome is
+what the provider said, and nothing else is taken for one. Everything that may be better later raises
+`ProviderUnavailableError`, be it certain that nothing happened or not: the key makes asking again safe. What will never
+be answered otherwise raises `ProviderRefusedError`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import SpanKind
 
-from system import telemetry
 from system.events import OrderCreated
-from system.web import JSON, Answer, HttpClient, HttpClientError
+from system.telemetry import LeanTracer, SpanTemplate
+from system.web import JSON, Answer, HttpClient, HttpClientError, NotSentError
 
-ATTEMPT_TIMEOUT_S = 5.0
+WITHIN_S = 5.0
 CHARGES_PATH = "/charges"
+REFUNDS_PATH = "/refunds"
 
 _CREATED = 201
 _REPLAYED = 200
 _DECLINED = 402
+_CONFLICT = 409
 _TOO_MANY = 429
 _SERVER_ERRORS_FROM = 500
 
+_VARYING = ("order.id", "http.request.resend_count", "http.response.status_code")
+_CHARGE, _REFUND = (
+    SpanTemplate(f"POST {path}", SpanKind.CLIENT, {"http.request.method": "POST", "url.path": path}, _VARYING)
+    for path in (CHARGES_PATH, REFUNDS_PATH)
+)
+
+_T = TypeVar("_T")
+
 
 class ProviderUnavailableError(Exception):
-    """No outcome was had; asking again may bring one."""
+    """No outcome was had; asking again may bring one. reason: a word for it, for counting."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ProviderRefusedError(Exception):
     """The provider will never answer this request otherwise."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Captured:
+class Captured(msgspec.Struct, frozen=True, kw_only=True):
     """The money moved. replayed: it had moved before this request."""
 
     charge_id: str
     replayed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declined:
+class Declined(msgspec.Struct, frozen=True, kw_only=True):
     """The card was declined, for good."""
 
     reason: str
+
+
+class Voided(msgspec.Struct, frozen=True, kw_only=True):
+    """The charge is ruled out: it was never made, and never will be."""
+
+
+class Refunded(msgspec.Struct, frozen=True, kw_only=True):
+    """The money was given back. charge_id: of what was taken."""
+
+    refund_id: str
+    charge_id: str
+
+
+ChargeOutcome = Captured | Declined | Voided
+RefundOutcome = Refunded | Declined | Voided
+
+
+class Bill(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be undone: the money of one order. amount_minor: hundredths of the currency."""
+
+    order_id: str
+    amount_minor: int
+    currency: str
 
 
 class _Charge(msgspec.Struct):
@@ -55,77 +92,133 @@ class _Charge(msgspec.Struct):
     currency: str
 
 
-class _ChargeAnswer(msgspec.Struct):
+class _Refund(_Charge):
+    charge_key: str
+
+
+class _Charged(msgspec.Struct):
     charge_id: str
 
 
-class _ProblemAnswer(msgspec.Struct):
+class _Undone(msgspec.Struct):
+    status: str
+    refund_id: str = ""
+    charge_id: str = ""
+
+
+class _Problem(msgspec.Struct):
     detail: str = ""
+    type: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_charged = msgspec.json.Decoder(_Charged).decode
+_decode_undone = msgspec.json.Decoder(_Undone).decode
+_decode_problem = msgspec.json.Decoder(_Problem).decode
 
 
 class ProviderClient:
-    """Asks the provider for charges."""
+    """Asks the provider. within_s: how long an answer may take."""
 
-    def __init__(self, http: HttpClient, *, tracer: Tracer) -> None:
+    def __init__(self, http: HttpClient, *, tracer: LeanTracer, within_s: float = WITHIN_S) -> None:
         self._http = http
         self._tracer = tracer
+        self._within_s = within_s
 
-    def idempotency_key(self, order: OrderCreated) -> str:
+    def idempotency_key(self, order: OrderCreated | Bill) -> str:
         """The key under which this order is charged, at most once."""
         return order.order_id
 
-    async def charge(self, order: OrderCreated, *, attempt: int) -> Captured | Declined:
+    def refund_key(self, bill: Bill) -> str:
+        """The key under which this order is undone, at most once."""
+        return f"refund:{bill.order_id}"
+
+    def charge(self, order: OrderCreated, *, attempt: int) -> Awaitable[ChargeOutcome]:
         """Ask once for the charge of an order. attempt: 1 for the first, noted on the span."""
-        with self._tracer.start_as_current_span(
-            f"POST {CHARGES_PATH}",
-            kind=SpanKind.CLIENT,
-            attributes={
-                "http.request.method": "POST",
-                "url.path": CHARGES_PATH,
-                "http.request.resend_count": attempt - 1,
-                "order.id": order.order_id,
-            },
-            record_exception=False,
-        ) as span:
-            answer = await self._post(order)
-            span.set_attribute("http.response.status_code", answer.status)
-            return self._outcome(answer, span)
+        body = _Charge(order.order_id, order.amount_minor, order.currency)
+        return self._post(_CHARGE, CHARGES_PATH, body, self.idempotency_key(order), attempt, _charge_outcome)
 
-    async def _post(self, order: OrderCreated) -> Answer:
-        headers = {"content-type": JSON, "idempotency-key": self.idempotency_key(order)}
-        telemetry.inject(headers)
-        body = _Charge(order_id=order.order_id, amount_minor=order.amount_minor, currency=order.currency)
+    def refund(self, bill: Bill, *, attempt: int) -> Awaitable[RefundOutcome]:
+        """Ask once for the undoing of an order's charge, made or not."""
+        body = _Refund(bill.order_id, bill.amount_minor, bill.currency, charge_key=self.idempotency_key(bill))
+        return self._post(_REFUND, REFUNDS_PATH, body, self.refund_key(bill), attempt, _refund_outcome)
+
+    async def _post(
+        self, template: SpanTemplate, path: str, body: _Charge, key: str, attempt: int, outcome: Callable[[Answer], _T]
+    ) -> _T:
+        span = self._tracer.begin(template)
+        headers = {"content-type": JSON, "idempotency-key": key, "traceparent": span.traceparent}
+        if span.trace_state:
+            headers["tracestate"] = span.trace_state
+        status: int | None = None
+        failure: str | None = "abandoned"
         try:
-            return await self._http.post(
-                CHARGES_PATH, msgspec.json.encode(body), headers=headers, within_s=ATTEMPT_TIMEOUT_S
-            )
+            answer = await self._http.post(path, _encode(body), headers=headers, within_s=self._within_s)
+            status = answer.status
+            found = outcome(answer)
+            failure = None
         except HttpClientError as error:
-            raise ProviderUnavailableError(str(error)) from None
-
-    def _outcome(self, answer: Answer, span: Span) -> Captured | Declined:
-        match answer.status:
-            case status if status in (_CREATED, _REPLAYED):
-                return Captured(charge_id=_charge_id(answer.body), replayed=status == _REPLAYED)
-            case status if status == _DECLINED:
-                return Declined(reason=_detail(answer.body))
-            case status:
-                span.set_status(Status(StatusCode.ERROR, f"status {status}"))
-                message = f"the provider answered {status}: {_detail(answer.body)}"
-                if status == _TOO_MANY or status >= _SERVER_ERRORS_FROM:
-                    raise ProviderUnavailableError(message)
-                raise ProviderRefusedError(message)
+            failure = str(error)
+            reason = "not_sent" if isinstance(error, NotSentError) else "answer_lost"
+            raise ProviderUnavailableError(failure, reason=reason) from None
+        except (ProviderUnavailableError, ProviderRefusedError) as error:
+            failure = str(error)
+            raise
+        finally:
+            if failure is None:
+                span.end(body.order_id, attempt - 1, status)
+            else:
+                span.fail(failure, body.order_id, attempt - 1, status)
+        return found
 
 
-def _charge_id(body: bytes) -> str:
+def _charge_outcome(answer: Answer) -> ChargeOutcome:
+    status = answer.status
     try:
-        return msgspec.json.decode(body, type=_ChargeAnswer).charge_id
-    except msgspec.DecodeError as error:
-        # It may have charged: only the same key may ask again.
-        raise ProviderUnavailableError(f"the provider's answer makes no sense: {error}") from None
+        if status in (_CREATED, _REPLAYED):
+            return Captured(charge_id=_decode_charged(answer.body).charge_id, replayed=status == _REPLAYED)
+        if status == _DECLINED:
+            return Declined(reason=_problem(answer).detail)
+        if status == _CONFLICT and _problem(answer).type == "voided":
+            return Voided()
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise _nonsense(error) from None
+    raise _no_outcome(answer)
 
 
-def _detail(body: bytes) -> str:
+def _refund_outcome(answer: Answer) -> RefundOutcome:
+    if answer.status not in (_CREATED, _REPLAYED):
+        raise _no_outcome(answer)
     try:
-        return msgspec.json.decode(body, type=_ProblemAnswer).detail
-    except msgspec.DecodeError:
-        return ""
+        undone = _decode_undone(answer.body)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise _nonsense(error) from None
+    match undone.status:
+        case "refunded" if undone.refund_id:
+            return Refunded(refund_id=undone.refund_id, charge_id=undone.charge_id)
+        case "voided":
+            return Voided()
+        case "declined":
+            return Declined(reason="the card had been declined")
+    raise _nonsense(f"an undoing that is {undone.status!r}, with the refund {undone.refund_id!r}")
+
+
+def _no_outcome(answer: Answer) -> ProviderUnavailableError | ProviderRefusedError:
+    message = f"the provider answered {answer.status}: {_problem(answer).detail}"
+    if answer.status == _TOO_MANY:
+        return ProviderUnavailableError(message, reason="too_many")
+    if answer.status >= _SERVER_ERRORS_FROM:
+        return ProviderUnavailableError(message, reason="server_error")
+    return ProviderRefusedError(message)
+
+
+def _nonsense(what: object) -> ProviderUnavailableError:
+    # Money may have moved: only the same key may ask again.
+    return ProviderUnavailableError(f"the provider's answer makes no sense: {what}", reason="nonsense")
+
+
+def _problem(answer: Answer) -> _Problem:
+    try:
+        return _decode_problem(answer.body)
+    except (msgspec.DecodeError, UnicodeError):
+        return _Problem()

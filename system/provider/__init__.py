@@ -1,1 +1,1 @@
-"""The stand-in payment provider: charges once per key, and writes it down before it answers."""
+"""The stand-in payment provider: charges and refunds once per key, and writes it down before it answers."""

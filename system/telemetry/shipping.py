@@ -48,11 +48,13 @@ class SpanShipper:
 
     def offer(self, span: bytes) -> None:
         """Queue one encoded span; the oldest goes when the queue is full."""
-        if len(self._queue) >= QUEUE_SPANS_MAX:
-            self._queue.popleft()
+        queue = self._queue
+        if not queue:
+            self._wake.set()
+        elif len(queue) >= QUEUE_SPANS_MAX:
+            queue.popleft()
             self._dropped.add()
-        self._queue.append(span)
-        self._wake.set()
+        queue.append(span)
 
     def start(self) -> None:
         """Begin to ship; `stop` waits for what was begun."""

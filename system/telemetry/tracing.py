@@ -33,9 +33,14 @@ from opentelemetry.trace import (
     StatusCode,
     TraceFlags,
     Tracer,
+    TraceState,
     get_current_span,
     set_span_in_context,
 )
+
+from system.telemetry.context import ROOT, AnySpan, Parent, current, set_current
+from system.telemetry.encoding import ids
+from system.telemetry.templates import HotRecorder, HotSpan, SpanTemplate
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -62,7 +67,7 @@ _TEXT = frozenset((str,))
 _PLAIN = frozenset((str, bool, int, float))
 
 
-class Recorder(Protocol):
+class Recorder(HotRecorder, Protocol):
     """Whoever is told of every span, once when it starts and once when it has ended."""
 
     def started(self, span: LeanSpan) -> None:
@@ -136,6 +141,16 @@ class LeanSpan(Span):
     def get_span_context(self) -> SpanContext:
         """What identifies the span."""
         return self.context
+
+    def as_parent(self) -> Parent:
+        """The same, for spans of templates."""
+        context = self.context
+        state = context.trace_state.to_header() if context.trace_state else ""
+        return Parent(*ids(context), state, context.is_remote, bool(context.trace_flags & _RANDOM))
+
+    def note(self, key: str, value: AttributeValue) -> None:
+        """Set one attribute, as spans of templates call it."""
+        self.set_attribute(key, value)
 
     def is_recording(self) -> bool:
         """Whether the span is still open."""
@@ -243,6 +258,17 @@ class LeanTracer(Tracer):
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
+    def begin(
+        self, template: SpanTemplate, parent: Parent | HotSpan | None = None, *, links: Sequence[Parent] = ()
+    ) -> HotSpan:
+        """A span of a template, which somebody must end.
+
+        parent: what it stands under; None is the current span if there is one, `ROOT` is nothing in any case.
+        """
+        if parent is None:
+            parent = _under(current())
+        return HotSpan(self._recorder, template, parent, links)
+
     def start_span(
         self,
         name: str,
@@ -256,6 +282,8 @@ class LeanTracer(Tracer):
     ) -> LeanSpan:
         """A span under the current one, or under the one in `context`; somebody must end it."""
         parent: SpanContext | None = get_current_span(context).get_span_context()
+        if context is None and (innermost := current()) is not None:
+            parent = span_context_of(innermost.as_parent())
         if parent is not None and parent.is_valid:
             flags = _ROOT_FLAGS if parent.trace_flags & _RANDOM else _SAMPLED_FLAGS
             its_context = SpanContext(parent.trace_id, _random_id(64), False, flags, parent.trace_state)  # noqa: FBT003 - positions cost less
@@ -302,10 +330,11 @@ class CurrentSpan:
     Also a decorator, of plain functions and of coroutine functions.
     """
 
-    __slots__ = ("_arguments", "_end_on_exit", "_span", "_token", "_tracer")
+    __slots__ = ("_arguments", "_before", "_end_on_exit", "_span", "_token", "_tracer")
 
     _span: LeanSpan
     _token: Token[Context]
+    _before: AnySpan | None
 
     def __init__(self, tracer: LeanTracer, arguments: tuple[Any, ...], *, end_on_exit: bool) -> None:
         self._tracer = tracer
@@ -315,11 +344,14 @@ class CurrentSpan:
     def __enter__(self) -> LeanSpan:
         self._span = span = self._tracer.start_span(*self._arguments)
         self._token = attach(set_span_in_context(span))
+        self._before = current()
+        set_current(span)
         return span
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
+        set_current(self._before)
         detach(self._token)
         try:
             # Not BaseException: being cancelled is no error.
@@ -354,6 +386,23 @@ class CurrentSpan:
                 return function(*args, **kwargs)
 
         return called
+
+
+def _under(span: AnySpan | None) -> Parent | HotSpan:
+    if type(span) is HotSpan:
+        return span
+    return ROOT if span is None else span.as_parent()
+
+
+def span_context_of(parent: Parent) -> SpanContext:
+    """The same, as the API has it."""
+    return SpanContext(
+        int.from_bytes(parent.trace_id, "big"),
+        int.from_bytes(parent.span_id, "big"),
+        parent.is_remote,
+        _ROOT_FLAGS if parent.is_random else _SAMPLED_FLAGS,
+        TraceState.from_header([parent.trace_state]) if parent.trace_state else TraceState(),
+    )
 
 
 def _random_id(bits: int) -> int:

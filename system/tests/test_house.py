@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from system import topology
+from system.events import PaymentStatus
+from system.orders import openapi
 
 PACKAGE = Path(__file__).parents[1]
+STREAMS = (topology.ORDERS, topology.PAYMENTS, topology.DEAD_LETTERS)
 
 
 def table_column(heading: str, column: int) -> list[str]:
@@ -29,7 +32,8 @@ def test_the_readme_lists_every_environment_variable_with_its_default() -> None:
     """No more, no less, and the defaults are those of the code."""
     source = (PACKAGE / "settings.py").read_text(encoding="utf-8")
     defaults = dict(re.findall(r'_value\(environ, "([A-Z_]+)", "([^"]*)"', source))
-    names = set(defaults) | set(re.findall(r'environ\.get\("([A-Z_]+)"', source)) | {"OTEL_SERVICE_NAME"}
+    optional = re.findall(r'(?:environ\.get\(|_optional\(environ, )"([A-Z_]+)"', source)
+    names = {*defaults, *optional, "OTEL_SERVICE_NAME"}
 
     listed = [cell.strip("`") for cell in table_column("variable", 0)]
     said = dict(zip(listed, table_column("variable", 2), strict=True))
@@ -43,28 +47,62 @@ def test_the_readme_lists_every_environment_variable_with_its_default() -> None:
 def test_the_readme_names_the_streams_subjects_and_consumers_of_the_code() -> None:
     """The names that stay."""
     readme = (PACKAGE / "README.md").read_text(encoding="utf-8")
-    consumers = (topology.payment_processor(1), *topology.projections(1))
+    consumers = (*topology.payment_processors(1, 1), *topology.projections(1))
 
     for name in (
-        topology.ORDERS.name,
-        topology.ORDERS.subject,
-        topology.PAYMENTS.name,
-        topology.PAYMENTS.subject,
+        *(stream.name for stream in STREAMS),
+        *(stream.subject for stream in STREAMS),
         topology.ORDERS_CREATED,
+        topology.ORDERS_CANCELLED,
         topology.PAYMENTS_PROCESSED,
         topology.order_created_id("<order_id>"),
-        topology.payment_processed_id("<order_id>"),
+        topology.order_cancelled_id("<order_id>"),
+        *(topology.payment_processed_id("<order_id>", status) for status in PaymentStatus),
         *(consumer.name for consumer in consumers),
     ):
         assert f"`{name}`" in readme
 
 
+def test_the_readme_names_every_path_of_the_http_interface_of_orders() -> None:
+    """As the OpenAPI document does, with the method."""
+    readme = (PACKAGE / "README.md").read_text(encoding="utf-8")
+
+    for path, operations in openapi.document()["paths"].items():
+        for method in operations:
+            assert f"`{method.upper()} {path.replace('{order_id}', '{id}')}`" in readme
+
+
+def test_no_two_consumers_and_no_two_messages_share_a_name() -> None:
+    """Two durable consumers of one name would take each other's messages; two ids that meet would be one message."""
+    consumers = (*topology.payment_processors(1, 1), *topology.projections(1))
+    charged_as = {status: topology.payment_processed_id("o1", status) for status in PaymentStatus}
+    ids = {topology.order_created_id("o1"), topology.order_cancelled_id("o1"), *charged_as.values()}
+
+    assert len({(consumer.stream, consumer.name) for consumer in consumers}) == len(consumers) == 4
+    # PAID and DECLINED are two ends of one charge: whichever is announced first is the one.
+    assert charged_as[PaymentStatus.PAID] == charged_as[PaymentStatus.DECLINED]
+    assert len(ids) == 5
+
+
+def test_every_consumer_reads_a_subject_of_its_stream_and_may_fill_the_hands_of_every_replica() -> None:
+    """Or it would wait for ever for messages that are stored elsewhere, or for acks that somebody else owes."""
+    subjects = {stream.name: stream.subject.removesuffix(">") for stream in STREAMS}
+
+    for consumer in topology.projections(7):
+        assert consumer.ack_pending_max == topology.PREFETCH * topology.REPLICAS
+    for consumer in topology.payment_processors(7, 100):
+        assert consumer.ack_pending_max == 100 * topology.REPLICAS
+    for consumer in (*topology.payment_processors(7, 100), *topology.projections(7)):
+        assert consumer.subject.startswith(subjects[consumer.stream])
+        assert consumer.ack_wait_s == 7
+
+
 @pytest.mark.parametrize(
     ("service", "absent"),
     [
-        ("orders", ("aiohttp", "prometheus_client", "grpc_tools")),
-        ("payments", ("aiohttp", "prometheus_client", "sqlite3")),
-        ("provider", ("aiohttp", "prometheus_client", "nats", "sqlite3")),
+        ("orders", ("aiohttp", "prometheus_client", "grpc_tools", "asyncpg", "sqlite3")),
+        ("payments", ("aiohttp", "prometheus_client", "grpc_tools", "asyncpg", "sqlite3")),
+        ("provider", ("aiohttp", "prometheus_client", "nats", "asyncpg", "sqlite3")),
     ],
 )
 def test_a_service_imports_nothing_it_does_not_need(service: str, absent: tuple[str, ...]) -> None:

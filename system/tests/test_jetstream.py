@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,8 +19,11 @@ from system.jetstream import (
     Delivery,
     Handler,
     Message,
+    NotConnectedError,
+    PubAck,
     Publisher,
     PublishRefusedError,
+    PublishUnavailableError,
     PublishUnknownError,
     StreamSpec,
     TopologyError,
@@ -30,7 +33,7 @@ from system.jetstream import (
 )
 from system.metrics import Metrics
 from system.settings import NatsSettings
-from system.tests.parts import Broker, Proxy, wait_until
+from system.tests.parts import Broker, Proxy, wait_until, wait_until_it
 
 STREAM = StreamSpec(name="TESTS", subject="tests.>", dedup_window_s=120)
 CONSUMER = ConsumerSpec(stream="TESTS", name="worker", subject="tests.work", ack_wait_s=1.0, ack_pending_max=100)
@@ -43,11 +46,12 @@ class Notebook:
         self.seen: list[tuple[str, int]] = []
         self._answer = answer
 
-    async def handle(self, delivery: Delivery) -> None:
-        """Write it down, and ack it if told so."""
-        self.seen.append((delivery.payload.decode(), delivery.times_delivered))
-        if self._answer is None or self._answer(delivery):
-            await delivery.ack()
+    async def handle(self, deliveries: Sequence[Delivery]) -> None:
+        """Write them down, and ack them if told so."""
+        for delivery in deliveries:
+            self.seen.append((delivery.payload.decode(), delivery.times_delivered))
+            if self._answer is None or self._answer(delivery):
+                await delivery.ack()
 
     @property
     def payloads(self) -> list[str]:
@@ -57,7 +61,12 @@ class Notebook:
 
 @asynccontextmanager
 async def consuming(
-    connection: Connection, handler: Handler, metrics: Metrics, spec: ConsumerSpec = CONSUMER, in_hand_max: int = 64
+    connection: Connection,
+    handler: Handler,
+    metrics: Metrics,
+    spec: ConsumerSpec = CONSUMER,
+    in_hand_max: int = 64,
+    admission: Callable[[], int] | None = None,
 ) -> AsyncIterator[Consumer]:
     """A consumer that runs within the block."""
 
@@ -66,7 +75,9 @@ async def consuming(
         await ensure_consumer(connection, spec)
 
     await ensure()
-    consumer = Consumer(connection, spec, handler, restore=ensure, metrics=metrics, in_hand_max=in_hand_max)
+    consumer = Consumer(
+        connection, spec, handler, restore=ensure, metrics=metrics, in_hand_max=in_hand_max, admission=admission
+    )
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(consumer.run())
         yield consumer
@@ -179,6 +190,270 @@ async def test_a_message_the_server_refuses_raises(connection: Connection, metri
         await publisher.publish("tests.a", b"", message_id="1", headers=headers, deadline_s=5)
 
 
+async def test_a_publish_that_never_left_is_known_not_to_be_stored(
+    broker: Broker, connection: Connection, metrics: Metrics
+) -> None:
+    """Without a connection until the deadline, nothing was sent: that is definite, and the customer may be told so."""
+    publisher = await publisher_on(connection, metrics)
+    broker.stop()
+    await wait_until(lambda: not connection.is_connected)
+
+    with pytest.raises(PublishUnavailableError, match="was not sent in time"):
+        await publisher.publish("tests.a", b"one", message_id="m1", headers={}, deadline_s=0.2)
+
+
+async def test_no_more_publishes_are_under_way_than_allowed_and_the_rest_wait_their_turn(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """Fifty at once with two under way: all are stored, in the order in which they were asked for."""
+    await ensure_stream(connection, STREAM)
+    publisher = Publisher(connection, metrics=metrics, outstanding_max=2)
+    await publisher.start()
+    under_way = metrics.gauge("publishes_outstanding", "")
+    most = 0
+
+    async def one(number: int) -> int:
+        nonlocal most
+        ack = await publisher.publish("tests.a", b"", message_id=f"m{number}", headers={}, deadline_s=5)
+        most = max(most, under_way.value)
+        return ack.sequence
+
+    assert await asyncio.gather(*(one(number) for number in range(50))) == list(range(1, 51))
+    assert most <= 2
+    assert under_way.value == metrics.gauge("publishes_waiting", "").value == 0
+
+
+async def test_a_publish_that_waited_for_its_turn_in_vain_never_left(
+    broker: Broker, connection: Connection, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two time out together: the first is unknown; the second, whose turn it is then, is not sent after all."""
+    await ensure_stream(connection, STREAM)
+    publisher = Publisher(connection, metrics=metrics, outstanding_max=1)
+    await publisher.start()
+    frames: list[bytes] = []
+    monkeypatch.setattr(connection, "post", frames.append)
+    broker.stop()
+
+    first, second = await asyncio.gather(
+        publisher.publish("tests.a", b"", message_id="first", headers={}, deadline_s=0.2),
+        publisher.publish("tests.a", b"", message_id="second", headers={}, deadline_s=0.2),
+        return_exceptions=True,
+    )
+
+    assert isinstance(first, PublishUnknownError)
+    assert isinstance(second, PublishUnavailableError)
+    assert [b"first" in frame for frame in frames] == [True]
+
+
+async def test_when_too_many_wait_another_publish_is_refused_at_once(
+    broker: Broker, connection: Connection, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounded, and certainly not stored; who was cancelled makes room."""
+    monkeypatch.setattr("system.jetstream.publisher.WAITING_MAX", 2)
+    await ensure_stream(connection, STREAM)
+    publisher = Publisher(connection, metrics=metrics, outstanding_max=1)
+    await publisher.start()
+    broker.stop()
+
+    def begin(name: str) -> asyncio.Task[PubAck]:
+        return asyncio.ensure_future(publisher.publish("tests.a", b"", message_id=name, headers={}, deadline_s=30))
+
+    waiting = [begin(f"m{number}") for number in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(PublishUnavailableError, match="2 publishes wait already"):
+        await begin("m3")
+    waiting[0].cancel()
+    await asyncio.wait(waiting[:1])
+    waiting.append(begin("m4"))
+    await asyncio.sleep(0)
+
+    assert (metrics.gauge("publishes_outstanding", "").value, metrics.gauge("publishes_waiting", "").value) == (1, 2)
+    for publish_ in waiting:
+        publish_.cancel()
+    await asyncio.wait(waiting)
+    assert (metrics.gauge("publishes_outstanding", "").value, metrics.gauge("publishes_waiting", "").value) == (0, 0)
+
+
+async def test_a_message_too_large_for_the_server_is_refused_before_it_costs_the_connection(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """A server closes the connection of who sends it too much: everybody else's publishes would suffer."""
+    publisher = await publisher_on(connection, metrics)
+    size = connection.payload_max_bytes
+
+    with pytest.raises(PublishRefusedError, match=f"the server takes {size}"):
+        await publisher.publish("tests.a", b"x" * size, message_id="1", headers={}, deadline_s=5)
+    ack = await publisher.publish("tests.a", b"x" * (size - 100), message_id="2", headers={}, deadline_s=5)
+
+    assert ack.sequence == 1
+    assert metrics.counter("nats_disconnects", "").value == 0
+
+
+async def test_a_server_that_does_not_read_does_not_fill_our_memory(metrics: Metrics) -> None:
+    """What it does not take is bounded; beyond that nothing is accepted, and whoever asks is told."""
+    stuck = asyncio.Event()
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"X","version":"2.10.0","max_payload":1048576,"headers":true}\r\n')
+        while b"PING" not in await reader.readline():
+            pass
+        writer.write(b"PONG\r\n")
+        await stuck.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(pretend, "127.0.0.1", 0)
+    async with (
+        server,
+        Connection(
+            NatsSettings(url=f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", ping_every_s=30),
+            name="test",
+            metrics=metrics,
+        ) as connection,
+    ):
+        await connection.open()
+        sent: list[int] = []
+
+        async def send_on() -> None:
+            while len(sent) < 1000:
+                await connection.send("tests.a", b"x" * 100_000)
+                sent.append(100_000)
+                await asyncio.sleep(0.001)  # so that what can leave, does
+
+        with pytest.raises(NotConnectedError, match="waiting to leave already"):
+            await send_on()
+        assert 1_000_000 < sum(sent) < 50_000_000
+        stuck.set()
+
+
+async def test_acks_outlive_a_connection_that_is_lost_before_they_leave(broker: Broker, metrics: Metrics) -> None:
+    """The work is done while the broker cannot be reached: its acks leave with the next connection."""
+    taken: list[Delivery] = []
+    finish = asyncio.Event()
+    spec = ConsumerSpec(stream="TESTS", name="worker", subject="tests.work", ack_wait_s=30, ack_pending_max=100)
+
+    class Patient:
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            taken.extend(deliveries)
+            await finish.wait()
+            for delivery in deliveries:
+                await delivery.ack()
+
+    async with Proxy(broker.port) as proxy:
+        settings = NatsSettings(url=f"nats://127.0.0.1:{proxy.port}", reconnect_wait_s=0.05, ping_every_s=0.1)
+        async with Connection(settings, name="test", metrics=metrics) as connection:
+            await connection.open()
+            publisher = await publisher_on(connection, metrics)
+
+            async def is_all_acknowledged() -> bool:
+                answer = await connection.request("$JS.API.CONSUMER.INFO.TESTS.worker", within_s=2)
+                return b'"num_ack_pending":0,' in answer and b'"num_pending":0,' in answer
+
+            async with consuming(connection, Patient(), metrics, spec):
+                await publish(publisher, *(f"m{n}" for n in range(20)))
+                await wait_until(lambda: len(taken) == 20)
+                proxy.cut()
+                await wait_until(lambda: not connection.is_connected)
+                finish.set()
+                await wait_until(lambda: all(delivery.is_answered for delivery in taken))
+                proxy.heal()
+                await wait_until(lambda: connection.is_connected)
+                await wait_until_it(is_all_acknowledged, what="all acknowledged")
+
+    assert len(taken) == 20
+
+
+async def test_answers_that_wait_too_long_for_a_connection_are_dropped(
+    broker: Broker, connection: Connection, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has the message now does not want to hear of it: the broker delivers it again, as promised."""
+    monkeypatch.setattr("system.jetstream.delivery.ANSWER_WITHIN_S", 0.0)
+    publisher = await publisher_on(connection, metrics)
+    finish = asyncio.Event()
+    seen: list[int] = []
+
+    class Late:
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            for delivery in deliveries:
+                seen.append(delivery.times_delivered)
+                await finish.wait()
+                await delivery.ack()
+
+    async with consuming(connection, Late(), metrics):
+        await publish(publisher, "a")
+        await wait_until(lambda: seen == [1])
+        broker.stop()
+        await wait_until(lambda: not connection.is_connected)
+        finish.set()
+        await broker.start()
+        await wait_until(lambda: len(seen) == 2)
+
+    assert seen[1] > 1
+
+
+async def test_what_arrives_together_is_handled_together_and_makes_room_one_by_one(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """Eight hands are filled at once; when five are free again, though the batch goes on, the next ones come."""
+    publisher = await publisher_on(connection, metrics)
+    batches: list[list[str]] = []
+    finish = asyncio.Event()
+
+    class Halting:
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            batches.append([delivery.payload.decode() for delivery in deliveries])
+            for delivery in deliveries[:5]:
+                await delivery.ack()
+            await finish.wait()
+            for delivery in deliveries[5:]:
+                await delivery.ack()
+
+    await publish(publisher, *(f"m{n}" for n in range(20)))
+    async with consuming(connection, Halting(), metrics, in_hand_max=8):
+        await wait_until(lambda: sum(map(len, batches)) >= 13)
+        assert metrics.gauge("in_hand", "", label="consumer", value="worker").value <= 8
+        finish.set()
+        await wait_until(lambda: sum(map(len, batches)) == 20)
+
+    assert len(batches) < 20
+    assert sum(metrics.histogram("handling_seconds", "", label="consumer", value="worker").counts) == 20
+
+
+async def test_nothing_is_pulled_that_is_not_admitted(connection: Connection, metrics: Metrics) -> None:
+    """With none admitted, none; with three, three, and no more while they are in hand; woken up, at once."""
+    publisher = await publisher_on(connection, metrics)
+    admitted = 0
+    asked = 0
+    taken: list[Delivery] = []
+
+    class Holding:
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            taken.extend(deliveries)
+            await finish.wait()
+            for delivery in deliveries:
+                await delivery.ack()
+
+    def admission() -> int:
+        nonlocal asked
+        asked += 1
+        return admitted
+
+    finish = asyncio.Event()
+    await publish(publisher, *(f"m{n}" for n in range(20)))
+    async with consuming(connection, Holding(), metrics, admission=admission) as consumer:
+        await wait_until(lambda: asked >= 3, what="asking again by itself")
+        assert not taken
+        admitted = 3
+        consumer.wake()
+        took_s = await wait_until(lambda: len(taken) == 3)
+        assert took_s < 0.2
+        before = asked
+        await wait_until(lambda: asked >= before + 2, what="asking again by itself")
+        assert len(taken) == 3
+        admitted = 1000
+        finish.set()
+        await wait_until(lambda: len(taken) == 20)
+
+
 async def test_an_unanswered_delivery_comes_again(connection: Connection, metrics: Metrics) -> None:
     """What is not acked within AckWait is delivered again, and counted as a redelivery."""
     publisher = await publisher_on(connection, metrics)
@@ -198,9 +473,10 @@ async def test_a_nak_brings_the_message_back_after_its_delay(connection: Connect
     times_s: list[float] = []
 
     class Reluctant:
-        async def handle(self, delivery: Delivery) -> None:
-            times_s.append(time.monotonic())
-            await (delivery.nak(0.2) if delivery.times_delivered == 1 else delivery.ack())
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            for delivery in deliveries:
+                times_s.append(time.monotonic())
+                await (delivery.nak(0.2) if delivery.times_delivered == 1 else delivery.ack())
 
     async with consuming(connection, Reluctant(), metrics):
         await publish(publisher, "a")
@@ -215,9 +491,10 @@ async def test_a_terminated_message_never_comes_again(connection: Connection, me
     seen: list[str] = []
 
     class Terminator:
-        async def handle(self, delivery: Delivery) -> None:
-            seen.append(delivery.payload.decode())
-            await (delivery.term("no\r\ngood") if delivery.payload == b"bad" else delivery.nak(0.3))
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            for delivery in deliveries:
+                seen.append(delivery.payload.decode())
+                await (delivery.term("no\r\ngood") if delivery.payload == b"bad" else delivery.nak(0.3))
 
     async with consuming(connection, Terminator(), metrics):
         await publish(publisher, "bad", "good")
@@ -233,10 +510,11 @@ async def test_a_handling_longer_than_ack_wait_is_not_delivered_again(connection
     seen: list[int] = []
 
     class Slow:
-        async def handle(self, delivery: Delivery) -> None:
-            seen.append(delivery.times_delivered)
-            await finish.wait()
-            await delivery.ack()
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            for delivery in deliveries:
+                seen.append(delivery.times_delivered)
+                await finish.wait()
+                await delivery.ack()
 
     spec = ConsumerSpec(stream="TESTS", name="slow", subject="tests.work", ack_wait_s=0.4, ack_pending_max=10)
     async with consuming(connection, Slow(), metrics, spec):
@@ -256,12 +534,13 @@ async def test_no_more_than_the_bound_is_in_hand(connection: Connection, metrics
     most = 0
 
     class Careful:
-        async def handle(self, delivery: Delivery) -> None:
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
             nonlocal most
-            most = max(most, in_hand.value)
-            await asyncio.sleep(0)
-            seen.add(delivery.payload.decode())
-            await delivery.ack()
+            for delivery in deliveries:
+                most = max(most, in_hand.value)
+                await asyncio.sleep(0)
+                seen.add(delivery.payload.decode())
+                await delivery.ack()
 
     await publish(publisher, *(f"m{n}" for n in range(100)))
     async with consuming(connection, Careful(), metrics, in_hand_max=4):
@@ -371,9 +650,9 @@ async def test_stopping_finishes_what_is_in_hand_and_gives_the_rest_back(
     finish, first, second = asyncio.Event(), Notebook(), Notebook()
 
     class Blocked:
-        async def handle(self, delivery: Delivery) -> None:
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
             await finish.wait()
-            await first.handle(delivery)
+            await first.handle(deliveries)
 
     await publish(publisher, *(f"m{n}" for n in range(20)))
     async with consuming(connection, Blocked(), metrics, spec, in_hand_max=8) as consumer:
@@ -393,9 +672,10 @@ async def test_headers_arrive_as_they_were_sent(connection: Connection, metrics:
     seen: list[Mapping[str, str]] = []
 
     class Reader:
-        async def handle(self, delivery: Delivery) -> None:
-            seen.append(delivery.headers)
-            await delivery.ack()
+        async def handle(self, deliveries: Sequence[Delivery]) -> None:
+            for delivery in deliveries:
+                seen.append(delivery.headers)
+                await delivery.ack()
 
     async with consuming(connection, Reader(), metrics):
         await publisher.publish("tests.work", b"", message_id="id-1", headers=headers, deadline_s=5)

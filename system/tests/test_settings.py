@@ -48,3 +48,17 @@ def test_a_mistake_is_named_with_its_value(read: Read, name: str, value: str) ->
         read({name: value})
 
     assert str(raised.value).startswith(f"{name}={value!r} ")
+
+
+@pytest.mark.parametrize("name", ["NATS_URL", "PROVIDER_URL", "PAYMENTS_DB"])
+def test_no_secret_is_shown_in_an_error_or_in_the_settings(name: str) -> None:
+    """A URL may hold a password, and logs are read by many."""
+    with pytest.raises(ConfigurationError) as refused:
+        payments_settings({name: "nonsense://user:hunter2@host"})
+    settings = payments_settings(
+        {"NATS_URL": "nats://user:hunter2@host:4222", "PAYMENTS_DB": "postgresql://user:hunter2@host/db"}
+    )
+
+    assert "hunter2" not in str(refused.value)
+    assert "***" in str(refused.value)
+    assert "hunter2" not in repr(settings)

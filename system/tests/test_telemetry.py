@@ -15,21 +15,28 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode, get_current_
 from system import telemetry
 from system.metrics import Metrics
 from system.settings import Address, TelemetrySettings
-from system.telemetry import Telemetry
+from system.telemetry import SpanTemplate, Telemetry
 from system.telemetry.spool import SLOT_COUNT
 from system.tests.parts import free_port, wait_until
 from system.web import Request, Response, Server
 
+WORK = SpanTemplate("work on it", SpanKind.CONSUMER, {"constant": True}, ("order.id", "number"))
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def read_frames(path: Path) -> list[bytes]:
-    """The frames of a `.spans` file: an independent reader of the contract."""
-    content, frames, at = path.read_bytes(), [], 0
-    while at + 4 <= len(content):
-        (length,) = struct.unpack_from("<I", content, at)
-        frames.append(content[at + 4 : at + 4 + length])
-        at += 4 + length
+    """The frames of a `.spans` file and of the tail beside it: an independent reader of the contract."""
+    table = path.with_suffix(".open").read_bytes()
+    moved, length, origin = struct.unpack_from("<QQQ", table, 32)
+    tail = table[64 + 4096 * 128 :]
+    content, frames, at = path.read_bytes()[:moved], [], 0
+    assert len(content) == moved
+    content += tail[moved - origin : length - origin] if length > moved else b""
+    while at < len(content):
+        (size,) = struct.unpack_from("<I", content, at)
+        frames.append(content[at + 4 : at + 4 + size])
+        at += 4 + size
+    assert at == len(content)
     return frames
 
 
@@ -37,10 +44,9 @@ def read_open(path: Path) -> tuple[int, int, dict[int, tuple[bytes, bytes, bytes
     """Started, ended, and the open spans by number from a `.open` file: an independent reader of the contract."""
     content = path.read_bytes()
     magic, started, ended, slots, size = struct.unpack_from("<8sQQII", content)
-    assert (magic, slots, size) == (b"SPOPEN01", 4096, 128)
-    assert len(content) == 64 + slots * size
+    assert (magic, slots, size) == (b"SPOPEN02", 4096, 128)
     found = {}
-    for at in range(64, len(content), size):
+    for at in range(64, 64 + slots * size, size):
         seq, start, trace, span, parent, kind, length = struct.unpack_from("<QQ16s8s8sBB", content, at)
         if seq:
             assert start > 0
@@ -83,6 +89,33 @@ async def test_ended_spans_and_open_ones_are_on_disk_at_any_moment(tmp_path: Pat
     assert attributes_of(written[0])["order.id"] == "o1"
     names = {each.key: each.value.string_value for each in Resource.FromString(resource).attributes}
     assert (names["service.name"], names["service.instance.id"]) == ("test", spans.instance)
+
+
+async def test_spans_of_templates_are_numbered_spooled_and_shipped_like_any_other(
+    tmp_path: Path, metrics: Metrics
+) -> None:
+    """One count for both kinds; the same bytes in the spool and at the collector."""
+    collector, port = Collector(), free_port()
+    async with (
+        Server(Address(host="127.0.0.1", port=port), collector),
+        Telemetry(settings(tmp_path, f"http://127.0.0.1:{port}"), metrics) as spans,
+    ):
+        stem = tmp_path / f"test-{spans.instance}"
+        with spans.tracer.start_as_current_span("outer"):
+            hot = spans.tracer.begin(WORK)
+            during = read_open(stem.with_suffix(".open"))
+            hot.end("o1", 7)
+        late = spans.tracer.begin(WORK)
+        _, *frames = read_frames(stem.with_suffix(".spans"))
+    late.end("o2", 8)
+
+    started, ended, found = during
+    assert (started, ended, set(found)) == (2, 0, {1, 2})
+    assert found[2] == (hot.trace_id, hot.span_id, hot.parent_id, Span.SPAN_KIND_CONSUMER, "work on it")
+    inner, _ = (Span.FromString(frame) for frame in frames)
+    assert attributes_of(inner) == {"constant": True, "order.id": "o1", "number": 7, "telemetry.seq": 2}
+    assert read_open(stem.with_suffix(".open"))[2].keys() == {3}
+    assert collector.names == ["work on it", "outer"]
 
 
 async def test_more_open_spans_than_slots_are_counted_and_nothing_breaks(tmp_path: Path, metrics: Metrics) -> None:

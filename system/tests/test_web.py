@@ -1,44 +1,64 @@
-"""The HTTP server and client at their bounds."""
+"""The HTTP server at its bounds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import logging
+import time
+from collections.abc import Awaitable
+from contextvars import ContextVar
 
 import pytest
 
 from system.settings import Address
-from system.tests.parts import Proxy, ask, ask_raw, connected, free_port, read_reply, wait_until
-from system.web import AnswerLostError, HttpClient, ListenError, NotSentError, Request, Response, Server
-from system.web.connection import HEAD_MAX_BYTES, PIPELINE_MAX
+from system.tests.parts import ask, ask_raw, connected, read_reply, wait_until
+from system.tests.serving import Echo, serving
+from system.web import Handler, ListenError, Request, Response, Server
+from system.web.connection import HEAD_MAX_BYTES, IDLE_MAX_S, PIPELINE_MAX, REQUEST_WITHIN_S, HttpConnection
 
 GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
-class Echo:
-    """Answers with what it was asked, after `gate` opened."""
+class Now:
+    """Answers at once, with no coroutine, and notes the tasks there are meanwhile."""
 
     def __init__(self) -> None:
-        self.seen: list[Request] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
+        self.tasks: list[int] = []
 
-    async def __call__(self, request: Request) -> Response:
-        """Answer once the gate is open."""
-        self.seen.append(request)
-        await self.gate.wait()
+    def __call__(self, request: Request) -> Response:
+        """Answer."""
+        self.tasks.append(len(asyncio.all_tasks()))
         if request.path == "/broken":
             raise RuntimeError("as the test wants it")
         return Response(status=200, body=request.path.encode() + request.body)
 
 
-@asynccontextmanager
-async def serving(handler: Echo, *, body_max_bytes: int = 1000) -> AsyncIterator[tuple[Server, int]]:
-    """A server within the block, and its port."""
-    port = free_port()
-    async with Server(Address(host="127.0.0.1", port=port), handler, body_max_bytes=body_max_bytes) as server:
-        yield server, port
+class Wire(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep."""
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        """Never."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+SEEN: ContextVar[str] = ContextVar("seen", default="nothing")
+
+
+def the_connection(server: Server) -> HttpConnection:
+    """The only connection there is."""
+    (connection,) = server._connections
+    return connection
 
 
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
@@ -161,55 +181,213 @@ async def test_a_port_that_is_taken_is_a_clear_error() -> None:
                 pass
 
 
-def client_to(port: int) -> HttpClient:
-    """A client with one connection."""
-    return HttpClient(Address(host="127.0.0.1", port=port), connections_max=1)
+async def test_a_handler_that_answers_at_once_costs_no_task() -> None:
+    """And a whole pipeline of such answers is one write."""
+    now, wire = Now(), Wire()
+    async with serving(now) as (server, _):
+        tasks = len(asyncio.all_tasks())
+        connection = HttpConnection(server)
+        connection.connection_made(wire)
+        connection.data_received(b"".join(GET % number for number in range(3)))
+
+    assert now.tasks == [tasks] * 3
+    (written,) = wire.written
+    assert [part.partition(b"\r\n\r\n")[2][:2] for part in written.split(b"HTTP/1.1 200 OK")[1:]] == [
+        b"/0",
+        b"/1",
+        b"/2",
+    ]
 
 
-async def test_the_client_uses_its_connection_again() -> None:
-    """Ten posts, one connection, each its own answer."""
-    async with serving(Echo()) as (server, port):
-        client = client_to(port)
-        answers = [await client.post("/", b"%d" % n, headers={}, within_s=5) for n in range(10)]
-        assert len(server._connections) == 1
-        client.close()
+async def test_answers_at_once_and_later_ones_keep_their_order() -> None:
+    """The kind of handler makes no difference to the client."""
+    echo, now = Echo(), Now()
 
-    assert [answer.body for answer in answers] == [b"/%d" % n for n in range(10)]
+    def either(request: Request) -> Response | Awaitable[Response]:
+        return now(request) if request.path in ("/1", "/3", "/broken") else echo(request)
 
+    async with serving(either) as (_, port), connected(port) as (reader, writer):
+        writer.write(GET % 1 + GET % 2 + b"GET /broken HTTP/1.1\r\nhost: x\r\n\r\n" + GET % 3 + GET % 4)
+        replies = [await read_reply(reader) for _ in range(5)]
 
-async def test_nobody_listening_means_certainly_not_sent() -> None:
-    """The request did not leave."""
-    with pytest.raises(NotSentError):
-        await client_to(free_port()).post("/", b"", headers={}, within_s=5)
+    bodies = [reply.body if reply.status == 200 else reply.status for reply in replies if reply]
+    assert bodies == [b"/1", b"/2", 500, b"/3", b"/4"]
 
 
-async def test_no_answer_in_time_means_nobody_can_tell() -> None:
-    """And the late answer is not taken for the next one's."""
-    echo = Echo()
-    async with serving(echo) as (_, port):
-        client = client_to(port)
-        echo.gate.clear()
-        with pytest.raises(AnswerLostError):
-            await client.post("/", b"late", headers={}, within_s=0.1)
-        echo.gate.set()
-        answer = await client.post("/", b"next", headers={}, within_s=5)
-        client.close()
+async def test_each_request_is_handled_in_a_context_of_its_own() -> None:
+    """What one sets, as the current span, the next one of the same connection does not see."""
 
-    assert answer.body == b"/next"
+    async def later(request: Request) -> Response:
+        before = SEEN.get()
+        SEEN.set(request.path)
+        await asyncio.sleep(0)
+        return Response(status=200, body=f"{before} then {SEEN.get()}".encode())
+
+    def now(request: Request) -> Response:
+        before = SEEN.get()
+        SEEN.set(request.path)
+        return Response(status=200, body=f"{before} then {SEEN.get()}".encode())
+
+    handlers: tuple[Handler, ...] = (later, now)
+    for handler in handlers:
+        async with serving(handler) as (_, port), connected(port) as (reader, writer):
+            writer.write(GET % 1 + GET % 2)
+            replies = [await read_reply(reader) for _ in range(2)]
+
+        assert [reply.body for reply in replies if reply] == [b"nothing then /1", b"nothing then /2"]
 
 
-async def test_a_connection_cut_before_the_answer_means_nobody_can_tell() -> None:
-    """The server had the request."""
+async def test_a_handler_may_use_whatever_belongs_to_tasks() -> None:
+    """A time-out of asyncio needs a current task."""
+
+    async def impatient(request: Request) -> Response:
+        try:
+            async with asyncio.timeout(0.001):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return Response(status=200, body=request.path.encode())
+        raise AssertionError
+
+    async with serving(impatient) as (_, port):
+        reply = await ask(port, "GET", "/a")
+
+    assert reply.body == b"/a"
+
+
+async def test_what_escapes_a_handler_is_logged_with_where_it_came_from(caplog: pytest.LogCaptureFixture) -> None:
+    """At the edge, whatever kind of handler it was."""
+    handlers: tuple[Handler, ...] = (Echo(), Now())
+    for handler in handlers:
+        caplog.clear()
+        with caplog.at_level(logging.ERROR):
+            async with serving(handler) as (_, port):
+                assert (await ask(port, "GET", "/broken")).status == 500
+
+        (record,) = caplog.records
+        assert record.getMessage() == "GET /broken failed"
+        assert record.exc_info is not None
+        assert isinstance(record.exc_info[1], RuntimeError)
+
+
+async def test_a_handler_that_was_cancelled_answers_nothing_and_the_connection_closes() -> None:
+    """Nobody can tell what became of the request, so nothing is said, and a stop does not wait for it."""
+
+    async def cancelled(_: Request) -> Response:
+        raise asyncio.CancelledError
+
+    async with serving(cancelled) as (server, port):
+        with pytest.raises(ConnectionResetError):
+            await ask(port, "GET", "/")
+        async with asyncio.timeout(1):
+            await server.drain()
+
+
+async def test_a_client_that_goes_away_does_not_cancel_what_it_asked_for() -> None:
+    """Its second request too is handled, and draining waits for both."""
     echo = Echo()
     echo.gate.clear()
-    async with serving(echo) as (_, port), Proxy(port) as proxy:
-
-        async def cut_once_asked() -> None:
+    async with serving(echo) as (server, port):
+        async with connected(port) as (_, writer):
+            writer.write(GET % 1 + GET % 2)
             await wait_until(lambda: len(echo.seen) == 1)
-            proxy.heal()  # closes every connection
-
-        asking = client_to(proxy.port).post("/", b"", headers={}, within_s=5)
-        outcome, _ = await asyncio.gather(asking, cut_once_asked(), return_exceptions=True)
+        await wait_until(lambda: not server._connections)
         echo.gate.set()
+        await wait_until(lambda: len(echo.seen) == 2)
 
-    assert isinstance(outcome, AnswerLostError)
+    assert [request.path for request in echo.seen] == ["/1", "/2"]
+
+
+async def test_a_server_that_ends_waits_for_what_it_began() -> None:
+    """And cancels it only if it ends by an error."""
+    echo = Echo()
+    echo.gate.clear()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def serve_and_fail() -> None:
+        async with serving(echo) as (server, port), connected(port) as (_, writer):
+            writer.write(GET % 1)
+            await wait_until(lambda: len(echo.seen) == 1)
+            tasks.extend(server._tasks.values())
+            raise RuntimeError("as the test wants it")
+
+    with pytest.raises(RuntimeError, match="as the test wants it"):
+        await serve_and_fail()
+    assert [task.cancelled() for task in tasks] == [True]
+
+    async with serving(echo) as (server, port), connected(port) as (_, writer):
+        writer.write(GET % 2)
+        await wait_until(lambda: len(echo.seen) == 2)
+        (task,) = server._tasks.values()
+        asyncio.get_running_loop().call_soon(echo.gate.set)
+    assert task.done()
+    assert not task.cancelled()
+
+
+async def test_nothing_is_begun_for_a_client_that_does_not_read() -> None:
+    """It gets all its answers once it reads."""
+    seen: list[str] = []
+
+    async def large(request: Request) -> Response:
+        seen.append(request.path)
+        return Response(status=200, body=b"x" * 1_000_000)
+
+    async with serving(large) as (server, port), connected(port) as (reader, writer):
+        writer.write(b"".join(GET % number for number in range(PIPELINE_MAX)))
+        await wait_until(lambda: len(server._connections) == 1)
+        connection = the_connection(server)
+        await wait_until(lambda: not connection._is_writable)
+        begun = len(seen)
+        await asyncio.sleep(0)
+        assert len(seen) == begun < PIPELINE_MAX
+
+        for _ in range(PIPELINE_MAX):
+            reply = await read_reply(reader)
+            assert reply is not None
+            assert len(reply.body) == 1_000_000
+
+
+async def test_a_client_that_does_not_read_is_cut_off_in_the_end() -> None:
+    """Closing would wait for it to read."""
+
+    async def large(_: Request) -> Response:
+        return Response(status=200, body=b"x" * 10_000_000)
+
+    async with serving(large) as (server, port), connected(port) as (_, writer):
+        writer.write(GET % 1)
+        await wait_until(lambda: len(server._connections) == 1)
+        connection = the_connection(server)
+        await wait_until(lambda: not connection._is_writable)
+        connection.expire(time.monotonic() + IDLE_MAX_S / 2)
+        assert server._connections
+        connection.expire(time.monotonic() + IDLE_MAX_S + 1)
+        await wait_until(lambda: not server._connections)
+
+
+async def test_a_request_that_does_not_end_is_refused_and_an_idle_connection_closed() -> None:
+    """One gets a 408, the other gets nothing, because it asked nothing."""
+    async with serving(Echo()) as (server, port):
+        async with connected(port) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-le")
+            await wait_until(lambda: any(not connection._is_idle for connection in server._connections))
+            the_connection(server).expire(time.monotonic() + REQUEST_WITHIN_S + 1)
+            late = await read_reply(reader)
+        await wait_until(lambda: not server._connections)
+        async with connected(port) as (reader, _):
+            await wait_until(lambda: len(server._connections) == 1)
+            the_connection(server).expire(time.monotonic() + IDLE_MAX_S + 1)
+            idle = await read_reply(reader)
+
+    assert late is not None
+    assert late.status == 408
+    assert idle is None
+
+
+async def test_repeated_headers_are_joined_and_names_are_lower_case() -> None:
+    """As messages.Request says."""
+    echo = Echo()
+    async with serving(echo) as (_, port):
+        await ask_raw(port, b"GET /a?b=c HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nx-a: 2\r\nConnection: close\r\n\r\n")
+
+    (request,) = echo.seen
+    assert request.path == "/a"
+    assert request.headers["x-a"] == "1, 2"

@@ -1,46 +1,30 @@
 """A small HTTP/1.1 client: a pool of keep-alive connections to one server.
 
-Promises: a request is written once and never repeated here; at most `connections_max` are open; a connection whose
-answer did not come is closed and never reused, so that a late answer cannot be taken for another's. An error says
-whether the request may have been carried out: `NotSentError` certainly not, `AnswerLostError` nobody can tell.
+Promises: a request is written once and never repeated here; at most `connections_max` are open, and whoever waits for
+one gets it in turn; a connection whose answer did not come is closed and never reused, so that a late answer cannot be
+taken for another's. An error says whether the request may have been carried out: `NotSentError` certainly not,
+`AnswerLostError` nobody can tell. A deadline covers everything, from waiting for a connection to the last byte of the
+answer, and is at most `SWEEP_EVERY_S` late.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import cast
-
-import httptools
 
 from system.settings import Address
+from system.web.exchange import Answer, ClientConnection, Deadline, NotSentError
 
 CONNECTIONS_MAX = 64
+WAITING_MAX = 4096
+"""How many may wait for a connection."""
 IDLE_MAX_S = 30.0
 """Below the server's own idle bound, so that we close first and no request meets a closing connection."""
-ANSWER_MAX_BYTES = 1024 * 1024
-
-
-class HttpClientError(Exception):
-    """No answer was had."""
-
-
-class NotSentError(HttpClientError):
-    """The request did not leave: it certainly had no effect."""
-
-
-class AnswerLostError(HttpClientError):
-    """The request left and no whole answer came: nobody can tell whether it had an effect."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a server answered."""
-
-    status: int
-    body: bytes
+SWEEP_EVERY_S = 0.02
+"""One timer looks at all deadlines: one for each request would cost 3 µs."""
 
 
 class HttpClient:
@@ -48,115 +32,161 @@ class HttpClient:
 
     def __init__(self, address: Address, *, connections_max: int = CONNECTIONS_MAX) -> None:
         self._address = address
-        self._slots = asyncio.Semaphore(connections_max)
-        self._idle: list[_Connection] = []
+        self._connections_max = connections_max
+        self._slots_taken = 0
+        self._connections: set[ClientConnection] = set()
+        self._idle: list[ClientConnection] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._host = f" HTTP/1.1\r\nhost: {address}\r\ncontent-length: "
 
-    async def post(self, path: str, body: bytes, *, headers: Mapping[str, str], within_s: float) -> Answer:
+    def post(
+        self, path: str, body: bytes, *, headers: Mapping[str, str], within_s: float
+    ) -> Coroutine[None, None, Answer]:
         """The server's answer to one POST, whatever its status."""
-        lines = [f"POST {path} HTTP/1.1", f"host: {self._address}", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
-        connection: _Connection | None = None
+        return self.ask("POST", path, body, headers=headers, within_s=within_s)
+
+    def get(self, path: str, *, within_s: float) -> Coroutine[None, None, Answer]:
+        """The server's answer to one GET, whatever its status."""
+        return self.ask("GET", path, b"", headers={}, within_s=within_s)
+
+    def put(
+        self, path: str, body: bytes, *, headers: Mapping[str, str], within_s: float
+    ) -> Coroutine[None, None, Answer]:
+        """The server's answer to one PUT, whatever its status."""
+        return self.ask("PUT", path, body, headers=headers, within_s=within_s)
+
+    async def ask(self, method: str, path: str, body: bytes, *, headers: Mapping[str, str], within_s: float) -> Answer:
+        """The server's answer to one request, whatever its status."""
+        head = f"{method} {path}{self._host}{len(body)}\r\n"
+        for name, value in headers.items():
+            head += f"{name}: {value}\r\n"
+        request = f"{head}\r\n".encode("latin-1") + body
+        now_s = time.monotonic()
+        deadline = (now_s + within_s, within_s)
+        connection = self._take_idle(now_s) or await self._connection(deadline)
+        if self._sweeping is None:
+            self._watch()
         try:
-            async with asyncio.timeout(within_s), self._slots:
-                connection = self._take_idle() or await self._connect()
-                answer = await connection.exchange(request)
-        except TimeoutError:
-            error = AnswerLostError if connection is not None else NotSentError
-            raise error(f"{self._address} gave no answer within {within_s:g} s") from None
+            return await connection.exchange(request, deadline)
         finally:
-            if connection is not None:
-                self._put_back(connection)
-        return answer
+            self._put_back(connection)
 
     def close(self) -> None:
         """Close the idle connections; those in use close when their answer is there."""
+        self._is_closed = True
         while self._idle:
-            self._idle.pop().abort()
+            self._drop(self._idle.pop())
 
-    def _take_idle(self) -> _Connection | None:
+    def _take_idle(self, now_s: float) -> ClientConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_reusable and time.monotonic() - connection.idle_since_s < IDLE_MAX_S:
+            if connection.is_reusable and now_s - connection.idle_since_s < IDLE_MAX_S:
                 return connection
-            connection.abort()
+            self._drop(connection)
         return None
 
-    def _put_back(self, connection: _Connection) -> None:
-        if connection.is_reusable:
-            connection.idle_since_s = time.monotonic()
+    def _put_back(self, connection: ClientConnection) -> None:
+        if self._is_closed or not connection.is_reusable:
+            self._drop(connection)
+            return
+        connection.idle_since_s = time.monotonic()
+        if not self._waiting or not self._hand_over(connection):
             self._idle.append(connection)
-        else:
-            connection.abort()
 
-    async def _connect(self) -> _Connection:
-        loop = asyncio.get_running_loop()
+    def _drop(self, connection: ClientConnection) -> None:
+        connection.abort()
+        self._connections.discard(connection)
+        self._free_slot()
+
+    def _free_slot(self) -> None:
+        if not self._hand_over(None):
+            self._slots_taken -= 1
+
+    def _hand_over(self, connection: ClientConnection | None) -> bool:
+        """Give the next who waits a connection, or the slot for a new one; False if nobody waits."""
+        while self._waiting:
+            turn = self._waiting.popleft().turn
+            if not turn.done():
+                turn.set_result(connection)
+                return True
+        return False
+
+    async def _connection(self, deadline: Deadline) -> ClientConnection:
+        """A new connection, or one that somebody else is done with."""
+        if self._slots_taken < self._connections_max:
+            self._slots_taken += 1
+        else:
+            connection = await self._turn(deadline)
+            if connection is not None:
+                if connection.is_reusable:
+                    return connection
+                connection.abort()  # it broke on its way to us, and its slot is ours
+                self._connections.discard(connection)
         try:
-            _, connection = await loop.create_connection(_Connection, self._address.host, self._address.port)
+            connection = await self._connect(deadline)
+        except BaseException:
+            self._free_slot()
+            raise
+        self._connections.add(connection)
+        return connection
+
+    async def _turn(self, deadline: Deadline) -> ClientConnection | None:
+        """A connection that somebody else is done with, or None: then the slot of a closed one is ours."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise NotSentError(f"{WAITING_MAX} requests wait for a connection to {self._address} already")
+        turn: asyncio.Future[ClientConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(turn=turn, deadline=deadline))
+        if self._sweeping is None:
+            self._watch()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                connection = turn.result()  # it was our turn, and we do not take it
+                if connection is None:
+                    self._free_slot()
+                else:
+                    self._put_back(connection)
+            raise
+
+    async def _connect(self, deadline: Deadline) -> ClientConnection:
+        loop = asyncio.get_running_loop()
+        at_s, within_s = deadline
+        try:
+            async with asyncio.timeout(at_s - time.monotonic()):
+                _, connection = await loop.create_connection(
+                    lambda: ClientConnection(self._address, loop), self._address.host, self._address.port
+                )
+        except TimeoutError:
+            raise NotSentError(f"{self._address} took no connection within {within_s:g} s") from None
         except OSError as error:
             raise NotSentError(f"cannot connect to {self._address}: {error.strerror or error}") from None
         return connection
 
+    def _watch(self) -> None:
+        self._sweeping = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
 
-class _Connection(asyncio.Protocol):
-    """One connection; it is reusable only while every request it carried was answered in full."""
+    def _sweep(self) -> None:
+        """End every wait whose time is over, and come back as long as anybody waits."""
+        now_s = time.monotonic()
+        for waiting in self._waiting:
+            at_s, within_s = waiting.deadline
+            if at_s <= now_s and not waiting.turn.done():
+                waiting.turn.set_exception(
+                    NotSentError(f"no connection to {self._address} was free {within_s:g} s long")
+                )
+        self._waiting = deque(waiting for waiting in self._waiting if not waiting.turn.done())
+        in_flight = [connection.expire(now_s) for connection in self._connections]
+        self._sweeping = None
+        if self._waiting or any(in_flight):
+            self._watch()
 
-    def __init__(self) -> None:
-        self.idle_since_s = 0.0
-        self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self._waiting: asyncio.Future[Answer] | None = None
-        self._body = bytearray()
-        self._is_clean = True
 
-    @property
-    def is_reusable(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing() and self._is_clean
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Waiting:
+    """Somebody who waits for a connection."""
 
-    async def exchange(self, request: bytes) -> Answer:
-        """Write one request and wait for its answer."""
-        if self._transport is None:
-            raise NotSentError("the server closed the connection before the request left")
-        self._waiting = asyncio.get_running_loop().create_future()
-        self._is_clean = False
-        self._transport.write(request)
-        try:
-            return await self._waiting
-        finally:
-            self._waiting = None
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._fail(AnswerLostError(f"the connection broke before the answer was complete ({exc or 'closed'})"))
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(AnswerLostError(f"the answer is not HTTP/1.1: {error}"))
-            self.abort()
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-        if len(self._body) > ANSWER_MAX_BYTES:
-            self._fail(AnswerLostError(f"the answer holds more than {ANSWER_MAX_BYTES} bytes"))
-            self.abort()
-
-    def on_message_complete(self) -> None:
-        if self._waiting is None or self._waiting.done():
-            self.abort()  # an answer that nobody asked for
-            return
-        self._is_clean = bool(self._parser.should_keep_alive())
-        self._waiting.set_result(Answer(status=self._parser.get_status_code(), body=bytes(self._body)))
-        self._body = bytearray()
-
-    def _fail(self, error: HttpClientError) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(error)
+    turn: asyncio.Future[ClientConnection | None]
+    deadline: Deadline

@@ -1,7 +1,10 @@
 """One connection of the HTTP server: bytes in, requests in turn, responses in the same order.
 
 Promises: at most `PIPELINE_MAX` requests wait; a head or body above its bound is refused as soon as that is known,
-and what follows it is swallowed, not kept. Does not know what requests mean: the server it belongs to answers them.
+and what follows it is swallowed, not kept; no request is begun while the client does not read what was answered; what
+is answered at once after one read leaves in one write.
+
+Does not know what requests mean: the server it belongs to answers them.
 """
 
 from __future__ import annotations
@@ -9,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -24,10 +26,12 @@ CONNECTIONS_MAX = 4096
 REQUEST_WITHIN_S = 15.0
 """From the first byte of a request to its last: the bound on a client that dribbles."""
 IDLE_MAX_S = 75.0
+"""How long a client may neither ask nor read."""
 LINGER_S = 1.0
 """How long a refused upload is swallowed after the answer, so that a reset does not overtake it."""
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
+_CACHED_MAX = 256
 
 
 class Owner(Protocol):
@@ -36,8 +40,8 @@ class Owner(Protocol):
     body_max_bytes: int
     is_draining: bool
 
-    async def answer(self, request: Request) -> Response:
-        """The response to a request; never raises."""
+    def begin(self, request: Request, connection: HttpConnection) -> Response | None:
+        """The response to a request. None if that takes time: the connection will be `answered`, or `abandon`ed."""
 
     def connection_opened(self, connection: HttpConnection) -> int:
         """Note a connection; returns how many there are now."""
@@ -45,43 +49,41 @@ class Owner(Protocol):
     def connection_closed(self, connection: HttpConnection) -> None:
         """Forget a connection."""
 
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Run a connection's work in a task that the server waits for."""
-
     def turn_began(self) -> None:
         """Something is to be answered."""
 
     def turn_ended(self) -> None:
         """It was answered, or nobody is left to answer to."""
 
-    def date_line(self) -> str:
-        """The Date header."""
+    def date_line(self) -> bytes:
+        """The Date header, with the end of its line."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Turn:
-    """What is answered next on a connection: a request, or something that was refused before it became one."""
-
-    asked: Request | Response
-    is_last: bool
+_Turn = tuple[Request | Response, bool]
+"""What is answered next on a connection: a request, or what refuses something that did not become one; and whether it
+is the last."""
 
 
 class HttpConnection(asyncio.Protocol):
-    """One TCP connection: parses, queues, and lets one task at a time answer."""
+    """One TCP connection: parses, queues, and answers one request at a time."""
 
     def __init__(self, server: Owner) -> None:
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._turns: deque[_Turn] = deque()
-        self._is_answering = False
+        self._is_waiting = False
         self._is_refused = False
+        self._is_over = False
         self._is_reading_paused = False
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._is_writable = True
         self._head_bytes = 0
-        self._begin_message()
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._body: bytes | bytearray = b""
+        self._is_head_complete = False
         self._is_idle = True
+        self._since_s = time.monotonic()
 
     # What the transport calls.
 
@@ -90,33 +92,36 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         if self._server.connection_opened(self) > CONNECTIONS_MAX:
             self._refuse(problem(503, "too many connections", retry_after_s=1))
+            self._answer_turns()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - nobody is left to be told why
         """The client is gone; what it asked for goes on."""
         self._transport = None
-        self._writable.set()
         self._server.connection_closed(self)
+        self.resume_writing()
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
-        self._writable.clear()
+        self._is_writable = False
 
     def resume_writing(self) -> None:
-        """It reads again."""
-        self._writable.set()
+        """It reads again, or never will."""
+        self._is_writable = True
+        self._answer_turns()
 
     def data_received(self, data: bytes) -> None:
         """Bytes arrived."""
         if self._is_refused:
             return
-        self._head_bytes += len(data)
+        if not self._is_head_complete:
+            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             # An offered upgrade may be ignored; the bytes behind it are not ours to understand.
             self._is_refused = True
             if self._turns:
-                self._turns[-1].is_last = True
+                self._turns[-1] = (self._turns[-1][0], True)
         except httptools.HttpParserError as error:
             self._refuse(problem(400, f"this is not HTTP/1.1: {error}"))
         else:
@@ -125,12 +130,19 @@ class HttpConnection(asyncio.Protocol):
             elif len(self._turns) >= PIPELINE_MAX and self._transport is not None:
                 self._is_reading_paused = True
                 self._transport.pause_reading()
+        if self._turns:
+            self._answer_turns()
 
     # What the parser calls.
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._begin_message()
+        self._url = b""
+        self._headers = {}
+        self._body = b""
+        self._is_head_complete = False
+        self._is_idle = False
+        self._since_s = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
         """A part of its target."""
@@ -138,26 +150,34 @@ class HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One of its headers."""
-        key = name.decode("latin-1").lower()
-        text = value.decode("latin-1")
-        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
+        key, headers = _lowered(name), self._headers
+        if key in headers:
+            headers[key] += ", " + value.decode("latin-1")
+        else:
+            headers[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Its head is complete: refuse it now rather than read its body for nothing."""
         self._is_head_complete = True
-        length = self._headers.get("content-length", "0")
-        if self._parser.get_http_version() == "1.1" and "host" not in self._headers:
+        headers = self._headers
+        length = headers.get("content-length", "0")
+        if "host" not in headers and self._parser.get_http_version() == "1.1":
             self._refuse(problem(400, "an HTTP/1.1 request needs a Host"))
         elif length.isdigit() and int(length) > self._server.body_max_bytes:
             self._refuse_large_body()
-        elif self._headers.get("expect", "").lower() == "100-continue" and self._transport is not None:
+        elif "expect" in headers and headers["expect"].lower() == "100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """A part of its body."""
         if self._is_refused:
             return
-        self._body += body
+        if not self._body:
+            self._body = body  # most come in one piece
+        elif isinstance(self._body, bytearray):
+            self._body += body
+        else:
+            self._body = bytearray(self._body) + body
         if len(self._body) > self._server.body_max_bytes:
             self._refuse_large_body()
 
@@ -167,100 +187,129 @@ class HttpConnection(asyncio.Protocol):
             return
         self._is_idle = True
         self._head_bytes = 0
+        url = self._url
         request = Request(
             method=self._parser.get_method().decode("latin-1"),
-            path=self._url.partition(b"?")[0].decode("latin-1"),
+            path=(url.partition(b"?")[0] if b"?" in url else url).decode("latin-1"),
             headers=self._headers,
             body=bytes(self._body),
         )
-        self._add_turn(_Turn(asked=request, is_last=not self._parser.should_keep_alive()))
+        self._add_turn(request, is_last=not self._parser.should_keep_alive())
 
     # What the server calls.
 
     def expire(self, now_s: float) -> None:
-        """Close a connection that is idle, or has not finished sending a request, for too long."""
+        """Close a connection that is idle, reads nothing, or has not finished sending a request, for too long."""
         age_s = now_s - self._since_s
-        if self._is_answering:
+        if not self._is_writable:
+            if age_s > IDLE_MAX_S and self._transport is not None:
+                self._transport.abort()  # closing would wait for the client to read
+        elif self._turns:
             return
-        if self._is_idle and age_s > IDLE_MAX_S:
+        elif self._is_idle and age_s > IDLE_MAX_S:
             self.close()
         elif not self._is_idle and age_s > REQUEST_WITHIN_S and not self._is_refused:
             self._refuse(problem(408, f"a request must be complete within {REQUEST_WITHIN_S:g} s"))
+            self._answer_turns()
 
     def close(self) -> None:
         """Close once everything written has left."""
         if self._transport is not None:
             self._transport.close()
 
-    # The rest is private.
+    def answered(self, response: Response) -> None:
+        """The response that the server promised for the request whose turn it is."""
+        self._is_waiting = False
+        self._write(self._end_turn(response))
+        if self._turns:
+            self._answer_turns()
 
-    def _begin_message(self) -> None:
-        self._url = b""
-        self._headers: dict[str, str] = {}
-        self._body = bytearray()
-        self._is_head_complete = False
-        self._is_idle = False
-        self._since_s = time.monotonic()
+    def abandon(self) -> None:
+        """The response that the server promised will not come: close, so that the client knows that it cannot know."""
+        self._is_waiting = False
+        self._is_refused = True
+        self._drop_turns()
+        self.close()
+
+    # The rest is private.
 
     def _refuse_large_body(self) -> None:
         self._refuse(problem(413, f"the body may hold {self._server.body_max_bytes} bytes"))
 
     def _refuse(self, response: Response) -> None:
         """Answer what cannot be parsed or read, in its turn, and look at nothing behind it."""
-        self._is_refused = True
-        self._add_turn(_Turn(asked=response, is_last=True))
+        if not self._is_refused:
+            self._is_refused = True
+            self._add_turn(response, is_last=True)
 
-    def _add_turn(self, turn: _Turn) -> None:
-        self._turns.append(turn)
+    def _add_turn(self, asked: Request | Response, *, is_last: bool) -> None:
+        self._turns.append((asked, is_last))
         self._server.turn_began()
-        if not self._is_answering:
-            self._is_answering = True
-            self._server.spawn(self._answer_all())
 
-    async def _answer_all(self) -> None:
+    def _drop_turns(self) -> None:
         while self._turns:
-            turn = self._turns[0]
-            asked = turn.asked
-            response = await self._server.answer(asked) if isinstance(asked, Request) else asked
-            await self._writable.wait()
-            is_last = turn.is_last or (self._server.is_draining and len(self._turns) == 1)
-            has_body = isinstance(asked, Response) or asked.method != "HEAD"
-            self._write(response, is_last=is_last, with_body=has_body)
-            self._since_s = time.monotonic()
-            self._end_turn()
-            if is_last:
-                while self._turns:
-                    self._end_turn()
-                self._finish()
-            elif self._is_reading_paused and len(self._turns) < PIPELINE_MAX // 2 and self._transport is not None:
-                self._is_reading_paused = False
-                self._transport.resume_reading()
-        self._is_answering = False
+            self._turns.popleft()
+            self._server.turn_ended()
 
-    def _end_turn(self) -> None:
-        self._turns.popleft()
-        self._server.turn_ended()
+    def _answer_turns(self) -> None:
+        """Answer what waits, until one answer takes time or the client should read first."""
+        written: list[bytes] = []
+        while self._turns and self._is_writable and not self._is_waiting:
+            asked, _ = self._turns[0]
+            response = asked if isinstance(asked, Response) else self._server.begin(asked, self)
+            if response is None:
+                self._is_waiting = True
+            else:
+                written += self._end_turn(response)
+        if written:
+            self._write(written)
 
-    def _finish(self) -> None:
+    def _end_turn(self, response: Response) -> list[bytes]:
+        """The bytes of a response; nothing is answered behind the last one."""
+        asked, is_last = self._turns.popleft()
+        server = self._server
+        server.turn_ended()
+        if is_last or (server.is_draining and not self._turns):
+            self._is_over = True
+            self._drop_turns()
+        body = response.body
+        parts = [_head(response.status, response.content_type, len(body)), server.date_line()]
+        for name, value in response.headers:
+            parts.append(f"{name}: {value}\r\n".encode("latin-1"))
+        parts.append(b"connection: close\r\n\r\n" if self._is_over else b"\r\n")
+        if isinstance(asked, Response) or asked.method != "HEAD":
+            parts.append(body)
+        return parts
+
+    def _write(self, parts: list[bytes]) -> None:
+        self._since_s = time.monotonic()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(b"".join(parts))
+        if self._is_over:
+            self._finish(transport)
+        elif self._is_reading_paused and len(self._turns) < PIPELINE_MAX // 2:
+            self._is_reading_paused = False
+            transport.resume_reading()
+
+    def _finish(self, transport: asyncio.Transport) -> None:
         """Close; but go on swallowing an upload for a while, or a reset would overtake the answer that refuses it."""
-        if self._is_refused and self._transport is not None and self._transport.can_write_eof():
-            self._transport.write_eof()
+        if self._is_refused and transport.can_write_eof():
+            transport.write_eof()
             asyncio.get_running_loop().call_later(LINGER_S, self.close)
         else:
             self._is_refused = True  # nothing that still arrives is looked at
             self.close()
 
-    def _write(self, response: Response, *, is_last: bool, with_body: bool) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        lines = [
-            _STATUS_LINES[response.status],
-            self._server.date_line(),
-            f"content-type: {response.content_type}",
-            f"content-length: {len(response.body)}",
-        ]
-        lines += [f"{name}: {value}" for name, value in response.headers]
-        if is_last:
-            lines.append("connection: close")
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-        self._transport.write(head + response.body if with_body else head)
+
+@lru_cache(maxsize=_CACHED_MAX)
+def _lowered(name: bytes) -> str:
+    return name.decode("latin-1").lower()
+
+
+@lru_cache(maxsize=_CACHED_MAX)
+def _head(status: int, content_type: str, length: int) -> bytes:
+    """What the head of such a response begins with: a service has few kinds, and most are of the same length."""
+    lines = (_STATUS_LINES[status], f"content-type: {content_type}", f"content-length: {length}")
+    return "\r\n".join((*lines, "")).encode("latin-1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
@@ -12,8 +11,8 @@ JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+# msgspec's classes and not dataclasses: making a frozen dataclass takes five times as long.
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request. path: without the query. headers: names in lower case, repeated ones joined by a comma."""
 
     method: str
@@ -22,8 +21,7 @@ class Request:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, kw_only=True):
     """One response; Content-Length, Date and Connection are added on the way out."""
 
     status: int
@@ -32,7 +30,9 @@ class Response:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Response | Awaitable[Response]]
+"""Whoever answers requests, with a response or with something to wait for. A plain function that has its response at
+once costs no task, so that is what stands in front of others: probes, limits, descriptions."""
 
 
 class _Problem(msgspec.Struct, omit_defaults=True):

@@ -89,6 +89,45 @@ def test_a_torn_last_frame_is_left_out_and_the_rest_is_read(tmp_path: Path, cut:
     assert boot.started == 2
 
 
+def write_with_tail(directory: Path, moved: bytes, unfinished: bytes, tail: bytes, *, lead: int, rest: bytes) -> None:
+    """Write both files of a boot that moves its frames to the first file now and then.
+
+    lead: how many of the moved bytes still stand in the tail, before those that are not moved yet.
+    """
+    (directory / "payments-boot1.spans").write_bytes(moved + unfinished)
+    numbers = (len(moved), len(moved) + len(tail), len(moved) - lead)
+    header = struct.pack("<8sQQIIQQQ", b"SPOPEN02", 3, 2, 1, 128, *numbers).ljust(64, b"\0")
+    lead_bytes = moved[len(moved) - lead :]
+    (directory / "payments-boot1.open").write_bytes(header + slot(3, "process") + lead_bytes + tail + rest)
+
+
+@pytest.mark.parametrize("lead", [0, 10])
+@pytest.mark.parametrize("unfinished", [b"", b"half a frame"])
+def test_frames_in_the_tail_of_a_killed_process_are_read_too(tmp_path: Path, unfinished: bytes, lead: int) -> None:
+    """The second span was not moved yet; what stands behind the moved bytes, in either file, is not read."""
+    moved = frames(RESOURCE.SerializeToString(), otlp_span(1).SerializeToString())
+    tail = frames(otlp_span(2).SerializeToString())
+    write_with_tail(tmp_path, moved, unfinished, tail, lead=lead, rest=frames(b"of an earlier round"))
+
+    (boot,) = read_boots(tmp_path)
+
+    assert [span.span_id for span in boot.ended] == [b"\0" * 7 + b"\1", b"\0" * 7 + b"\2"]
+    assert [span.seq for span in boot.open] == [3]
+    assert (boot.started, boot.spoilt) == (3, 0)
+
+
+def test_a_process_killed_between_moving_and_saying_so_leaves_each_span_once(tmp_path: Path) -> None:
+    """The moved bytes were raised, and the length not yet: nothing of the tail counts."""
+    spans = frames(RESOURCE.SerializeToString(), otlp_span(1).SerializeToString())
+    (tmp_path / "payments-boot1.spans").write_bytes(spans)
+    header = struct.pack("<8sQQIIQQQ", b"SPOPEN02", 1, 1, 0, 128, len(spans), len(spans) - 5, 0).ljust(64, b"\0")
+    (tmp_path / "payments-boot1.open").write_bytes(header + spans)
+
+    (boot,) = read_boots(tmp_path)
+
+    assert [span.span_id for span in boot.ended] == [b"\0" * 7 + b"\1"]
+
+
 def test_a_boot_without_its_count_does_not_pretend_to_know_it(tmp_path: Path) -> None:
     """The `.open` file is missing: nobody can say how many spans there were."""
     write(tmp_path, frames(RESOURCE.SerializeToString()), started=0, slots=[])

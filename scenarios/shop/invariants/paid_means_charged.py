@@ -1,7 +1,8 @@
-"""I3: a final order is PAID exactly when it was charged.
+"""I3: what a final order says of the money is true.
 
-What the customer sees and what the card network did must agree. An order that is not final yet is none of this
-invariant's business: whether it ever becomes final is I1's question.
+What the customer sees and what the card network did must agree: PAID means that a charge stands, REFUNDED that one was
+given back, DECLINED and CANCELLED that none stands. An order that is not final yet is none of this invariant's
+business: whether it ever becomes final is I1's question.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
     from harness.evidence.store import Evidence
 
 _FINAL = """
-WITH final AS (
-    SELECT s.key, s.state, s.settled_ns, s.key IN (SELECT key FROM ledger WHERE kind = 'charge') AS is_charged
-    FROM states s WHERE s.is_final
+WITH charged AS (
+    SELECT DISTINCT key FROM ledger WHERE kind = 'charge'
+), refunded AS (
+    SELECT DISTINCT key FROM ledger WHERE kind = 'refund'
+), final AS (
+    SELECT s.key, s.state, s.settled_ns, r.key IS NOT NULL AS is_refunded,
+           c.key IS NOT NULL AND r.key IS NULL AS is_charged
+    FROM states s LEFT JOIN charged c ON c.key = s.key LEFT JOIN refunded r ON r.key = s.key WHERE s.is_final
 )
 """
 
@@ -40,8 +46,8 @@ class ChargedButNotPaid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaidWithoutCharge:
-    """The customer is told it is paid, and no money moved."""
+class RefundNotMade:
+    """The customer is told that the money was given back, and it was not."""
 
     order: str
 
@@ -52,7 +58,23 @@ class PaidWithoutCharge:
 
     def sentence(self) -> str:
         """Say it."""
-        return f"order {self.order} is PAID, and the ledger holds no charge for it"
+        return f"order {self.order} is REFUNDED, and the ledger holds no refund for it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaidWithoutCharge:
+    """The customer is told it is paid, and no money moved, or it was given back."""
+
+    order: str
+
+    @property
+    def key(self) -> str:
+        """The order."""
+        return self.order
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"order {self.order} is PAID, and the ledger holds no charge for it that stands"
 
 
 def _look(evidence: Evidence) -> Examination:
@@ -62,17 +84,25 @@ def _look(evidence: Evidence) -> Examination:
     uncharged = evidence.query(
         _FINAL + "SELECT key FROM final WHERE NOT is_charged AND state = 'PAID' ORDER BY settled_ns, key"
     )
+    unrefunded = evidence.query(
+        _FINAL + "SELECT key FROM final WHERE NOT is_refunded AND state = 'REFUNDED' ORDER BY settled_ns, key"
+    )
     return Examination(
         examined=evidence.count(_FINAL + "SELECT count(*) FROM final"),
-        safety=tuple(ChargedButNotPaid(order=key, seen=state) for key, state in charged),
-        liveness=tuple(PaidWithoutCharge(order=key) for (key,) in uncharged),
+        # A charge that was seen may have been given back in a part of the ledger that was not.
+        safety=tuple(ChargedButNotPaid(order=key, seen=state) for key, state in charged if state == "DECLINED"),
+        liveness=(
+            *(ChargedButNotPaid(order=key, seen=state) for key, state in charged if state == "CANCELLED"),
+            *(PaidWithoutCharge(order=key) for (key,) in uncharged),
+            *(RefundNotMade(order=key) for (key,) in unrefunded),
+        ),
     )
 
 
 paid_means_charged = Invariant(
     id="I3",
     name="paid means charged",
-    claim="a final order is PAID exactly when the ledger holds a charge for it",
+    claim="a final order is PAID exactly when a charge for it stands in the ledger, REFUNDED when it was given back",
     needs=("ledger", "states"),
     look=_look,
 )

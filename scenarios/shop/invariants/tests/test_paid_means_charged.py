@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from harness.evidence.in_memory import evidence_of
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
-from scenarios.shop.invariants.paid_means_charged import ChargedButNotPaid, PaidWithoutCharge, paid_means_charged
-from scenarios.shop.invariants.tests.rows import charged, seen
+from scenarios.shop.invariants.paid_means_charged import (
+    ChargedButNotPaid,
+    PaidWithoutCharge,
+    RefundNotMade,
+    paid_means_charged,
+)
+from scenarios.shop.invariants.tests.rows import charged, refunded, seen
 
 
 def test_paid_and_charged_or_declined_and_not_charged_holds() -> None:
@@ -53,3 +58,34 @@ def test_an_order_that_is_not_final_yet_is_left_to_the_other_invariant() -> None
 
     assert verdict.state is HOLDS
     assert verdict.examined == 1
+
+
+def test_a_cancelled_order_holds_when_no_charge_stands() -> None:
+    """Refunded after a charge, or cancelled before one."""
+    evidence = evidence_of(
+        seen("o1", "REFUNDED", settled_ms=9), charged("o1"), refunded("o1"), seen("o2", "CANCELLED", settled_ms=9)
+    )
+
+    assert paid_means_charged.judge(evidence).state is HOLDS
+
+
+def test_a_cancelled_order_whose_charge_stands_is_a_violation() -> None:
+    """The customer was told that nothing will be taken."""
+    evidence = evidence_of(seen("o1", "CANCELLED", settled_ms=9), charged("o1"))
+
+    assert paid_means_charged.judge(evidence).findings == (ChargedButNotPaid(order="o1", seen="CANCELLED"),)
+
+
+def test_a_refunded_order_without_a_refund_is_a_violation() -> None:
+    """The customer waits for money that nobody sent."""
+    verdict = paid_means_charged.judge(evidence_of(seen("o1", "REFUNDED", settled_ms=9), charged("o1")))
+
+    assert verdict.state is VIOLATED
+    assert RefundNotMade(order="o1") in verdict.findings
+
+
+def test_a_paid_order_whose_charge_was_given_back_is_a_violation() -> None:
+    """It was undone and does not say so."""
+    evidence = evidence_of(seen("o1", "PAID", settled_ms=9), charged("o1"), refunded("o1"))
+
+    assert paid_means_charged.judge(evidence).findings == (PaidWithoutCharge(order="o1"),)

@@ -1,0 +1,25 @@
+"""What can go wrong with a database, told apart by what it says about the rows."""
+
+from __future__ import annotations
+
+from system.errors import StartError
+
+
+class DatabaseOpenError(StartError):
+    """The database cannot be used."""
+
+
+class DatabaseError(Exception):
+    """The rows are certainly not stored, unless it is a `DatabaseUnknownError`; later it may work."""
+
+
+class DatabaseRowError(DatabaseError):
+    """These rows are refused, and will be however often they are tried; others written with them are not harmed."""
+
+
+class DatabaseConflictError(DatabaseError):
+    """The rows got into the way of somebody else's transaction and are not stored; at once they may be."""
+
+
+class DatabaseUnknownError(DatabaseError):
+    """Nobody can tell whether the rows are stored, or will be yet: the answer to their commit was lost."""
