@@ -1,12 +1,14 @@
 """A database: rows are written in groups, each committed durably, and read back; SQLite or PostgreSQL.
 
 Promises: `write` returns once its rows are committed and durable, all of one call in one transaction, together with
-whatever else waited; writes about one key keep their order. A row that the database refuses hurts only its own
-writer. An outage is survived: writes fail quickly and bounded meanwhile, `is_up` says so, and what comes after it
-works. Everything that waits is bounded in number and in time. A schema moves forward by numbered steps, safe with
-several processes starting at once; a newer one than this version knows keeps the process from starting.
+whatever else waited; writes about one key keep their order (see `Statement`). A row that the database refuses hurts
+only its own writer. An outage is survived: writes fail quickly and bounded meanwhile, `is_up` says so, and what comes
+after it works. Everything that waits is bounded in number and in time. A schema moves forward by numbered steps, safe
+with several processes starting at once; a newer one than this version knows keeps the process from starting.
 
-Does not: transactions over several calls, or reading within one; retry a write (the caller knows whether it may).
+Does not: transactions over several calls; retry a write, because only its caller knows whether it may; keep a group
+whose outcome is unknown from coming into effect after a later one. So statements must lead to the same rows however
+often they are carried out, and whichever comes first.
 """
 
 from __future__ import annotations
@@ -49,16 +51,20 @@ class Database(Protocol):
         """Whether it can be written to, as far as is known now."""
 
     async def write(self, statement: Statement, rows: Sequence[Row], *, link: Parent | None = None) -> None:
-        """Carry out the statement with each row, in order; all are durable when this returns, or none is stored.
+        """Carry out the statement with each row; all are durable when this returns.
 
-        `DatabaseError` says that none is, `DatabaseRowError` that trying again is in vain, `DatabaseUnknownError` that
-        nobody can tell. Whoever is cancelled here cannot tell either. link: a span to link the commit's to.
+        `DatabaseError` says that none is stored, `DatabaseRowError` that trying again is in vain,
+        `DatabaseUnknownError` that nobody can tell. Whoever is cancelled here cannot tell either. rows: left alone by
+        the caller until then. link: a span that the commit's span shall link to.
         """
 
     def write_soon(
         self, statement: Statement, rows: Sequence[Row], *, link: Parent | None = None
     ) -> asyncio.Future[None]:
-        """As `write`, for those who do not wait, or for something else first: the future has the outcome."""
+        """As `write`, for those who do not wait, or for something else first.
+
+        The future has the outcome; a failure is counted here, so that nobody needs to look at it.
+        """
 
     async def read(self, statement: Statement, parameters: Row = ()) -> list[tuple[Value, ...]]:
         """What is committed. On SQLite it comes without waiting: the coroutine never suspends."""

@@ -219,5 +219,8 @@ class HotSpan:
         for heads, value in zip_longest(template.heads, values[: len(template.heads)]):
             noted = others.pop(heads.key, None)
             completed.append(noted if value is None else value)
-        parts += (template.name_and_kind, fields.of_attributes({**template.constant, **others}))
+        if others:
+            parts += (template.name_and_kind, fields.of_attributes({**template.constant, **others}))
+        else:
+            parts.append(template.known)
         return tuple(completed)
