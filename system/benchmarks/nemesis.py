@@ -9,7 +9,8 @@ ends by itself meanwhile is an error; what dies with a process and is needed aft
 | `broker-restarts` | nats-server is killed and started at once, ten times, 2 s apart |
 | `kill-orders`, `kill-payments`, `kill-provider` | one service is killed and started 0.5 s later, three times |
 
-Killed means SIGKILL. Between being ready and being killed again a service has `BETWEEN_KILLS_S`, under load.
+Killed means SIGKILL. Between being ready and being killed again a service has `BETWEEN_KILLS_S`, under load; the
+provider is killed again only once the breaker lets all calls through, because nobody calls it before.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ KILLS = 3
 START_AFTER_S = 0.5
 BETWEEN_KILLS_S = 2.0
 ASK_WITHIN_S = 5.0
+CLOSED_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.1
 
 HABITS_PATH = "/admin/habits"
-_OPENED = re.compile(rb"^breaker_opened_total (\S+)$", re.MULTILINE)
+OPENED = "breaker_opened_total"
+STATE = "breaker_state"
 
 
 class Nemesis:
@@ -80,14 +84,17 @@ class Nemesis:
 
     def breaker_openings(self) -> int:
         """How often the breaker has opened, in all lives of payments."""
-        return self._openings + self._openings_now()
+        return self._openings + self._metric(OPENED)
 
     def _kill_service(self, name: str) -> None:
         for number in range(KILLS):
             if number:
                 time.sleep(BETWEEN_KILLS_S)
+            if name == "provider":
+                payments = self._shop.parts["payments"]
+                self._parts.wait(payments, self._is_closed, what="calling the provider", within_s=CLOSED_WITHIN_S)
             if name == "payments":
-                self._openings += self._openings_now()
+                self._openings += self._metric(OPENED)
             began_s = time.monotonic()
             self._kill(name)
             time.sleep(START_AFTER_S)
@@ -107,11 +114,15 @@ class Nemesis:
         if status != http.HTTPStatus.OK:
             raise BenchmarkError(f"{method} {HABITS_PATH} was answered {status}: {answer.decode()}")
 
-    def _openings_now(self) -> int:
+    def _is_closed(self) -> bool:
+        time.sleep(LOOK_EVERY_S)  # an answer costs payments a millisecond
+        return self._metric(STATE) == 0
+
+    def _metric(self, name: str) -> int:
         _, metrics = self._ask("payments", "GET", "/metrics", b"")
-        found = _OPENED.search(metrics)
+        found = re.search(rf"^{name} (\S+)$", metrics.decode(), re.MULTILINE)
         if found is None:
-            raise BenchmarkError("payments does not say breaker_opened_total in its metrics")
+            raise BenchmarkError(f"payments does not say {name} in its metrics")
         return int(float(found[1]))
 
     def _ask(self, name: str, method: str, path: str, body: bytes) -> tuple[int, bytes]:

@@ -12,7 +12,7 @@ every order that was asked for is asked about. `verdicts` judges.
 where each storm makes a database of its own and removes it afterwards. `--set` changes a variable of the services.
 
 Exit codes: 0 every must holds, 1 one is violated or a part broke, 64 wrong use. It leaves nothing behind; but when
-killed itself, on a server that was there before, a database `storm_...`.
+killed itself, a database `storm_...` on a server that was there before, or 56 bytes of shared memory of its own one.
 """
 
 from __future__ import annotations

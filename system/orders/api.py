@@ -8,8 +8,8 @@ Every refusal is a problem document. `openapi.py` says the same to machines, and
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import TypeVar
@@ -168,7 +168,7 @@ class OrdersApi:
         """The order a request asks for; `RefusedError` if it asks for none that can be."""
         order_id = request.headers.get("idempotency-key")
         if order_id is None:
-            order_id = uuid.uuid4().hex
+            order_id = _new_id()
         elif not _ORDER_ID.fullmatch(order_id):
             raise RefusedError(problem(400, "Idempotency-Key must be 1 to 64 of A-Z a-z 0-9 _ -"))
         body = _body(request, self._order, "an order")
@@ -264,6 +264,11 @@ def _body(request: Request, decoder: msgspec.json.Decoder[_Read], what: str) -> 
 def _is_storable(text: str) -> bool:
     # PostgreSQL has no NUL in text.
     return "\0" not in text
+
+
+def _new_id() -> str:
+    """An id nobody else draws. It grows with time: a table takes such keys for a quarter of what others cost."""
+    return f"{time.time_ns():016x}{secrets.token_hex(8)}"
 
 
 def _is_json(content_type: str) -> bool:

