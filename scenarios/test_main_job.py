@@ -94,7 +94,9 @@ def test_sigkill_of_the_harness_in_the_middle_of_a_partition_leaves_nothing(tmp_
 @pytest.mark.parametrize("moment", ["starting nats-server", "environment ready", "in force", "waiting until nothing"])
 def test_an_interrupted_run_says_so_and_leaves_nothing(tmp_path: Path, moment: str, number: signal.Signals) -> None:
     """At any moment: one sentence, exit code 2, no process, what was collected kept."""
-    with start_stormproof("run", "payments-partition", "--runs-dir", str(tmp_path)) as process:
+    # A planted bug, so that settling takes long enough to be interrupted.
+    slow = ("--mutant", str(ROOT / "scenarios" / "planted" / "projection_stalls.py"))
+    with start_stormproof("run", "payments-partition", *slow, "--runs-dir", str(tmp_path)) as process:
         wait_for_line(process, moment)
         process.send_signal(number)
         _stdout, stderr = process.communicate(timeout=30)

@@ -14,7 +14,9 @@ import contextlib
 import os
 import pwd
 import secrets
+import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -63,6 +65,10 @@ class PostgresCluster:
         """Make the cluster; its directory must be empty, and whoever runs it must be able to come there."""
         if self.user is not None:
             os.chown(self._directory, pwd.getpwnam(self.user).pw_uid, -1)
+            if not _is_open_to_all(self._binaries):
+                # As in an environment below a directory that only root may enter, which is where tox makes its own.
+                shutil.copytree(self._binaries.parent, self._directory / "install", symlinks=True)
+                self._binaries = self._directory / "install" / self._binaries.name
         how = ("--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C")
         self._run("initdb", "-D", str(self._data), "-U", _SUPERUSER, *how)
 
@@ -85,6 +91,10 @@ class PostgresCluster:
     @property
     def _data(self) -> Path:
         return self._directory / "data"
+
+
+def _is_open_to_all(path: Path) -> bool:
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
 
 
 @contextlib.contextmanager

@@ -191,7 +191,9 @@ class _PromptTransport(TcpTransport):
         """Close at once what cannot be flushed."""
         if self._io_writer is not None and (self._is_tls or self.unsent_bytes > 0):
             self._is_aborted = True
-            self._io_writer.transport.abort()
+            # Python before 3.11.4 cannot abort a TLS connection that is gone already.
+            with contextlib.suppress(AttributeError):
+                self._io_writer.transport.abort()
         super().close()  # type: ignore[no-untyped-call]
 
     async def wait_closed(self) -> None:

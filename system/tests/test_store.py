@@ -406,15 +406,15 @@ async def test_a_database_that_is_away_makes_nobody_forget(monkeypatch: pytest.M
     assert recent.accepted("o1") == created()
 
 
-def test_an_order_counts_once_as_settled_and_those_that_never_are_make_room(
+def test_an_order_counts_once_as_settled_and_what_never_settles_is_forgotten(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refund is not a second settling; an order of another replica is not measured; the memory is bounded."""
     monkeypatch.setattr("system.orders.settling.REMEMBERED_MAX", 2)
     times = SettleTimes(metrics)
-    for number in range(3):
+    for number in range(4):
         times.began(f"o{number}", 1_000_000_000)
-    for order_id in ("o0", "o1", "o2", "o2", "somebody-else's"):
+    for order_id in ("o0", "o1", "o2", "o3", "o3", "somebody-else's"):
         times.settled(order_id, 1_250_000_000)
 
     text = metrics.rendered().decode()
