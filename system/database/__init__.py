@@ -89,11 +89,11 @@ async def open_database(
 async def _opened(location: DatabaseLocation, migrations: Sequence[Migration], name: str) -> Backend:
     # Whoever uses one kind need not spend the time to import the other.
     if isinstance(location, SqliteLocation):
-        from system.database.sqlite import SqliteBackend  # noqa: PLC0415
+        from system.database.sqlite import SqliteBackend  # noqa: PLC0415 - see above
 
         return await SqliteBackend.opened(location.path, migrations=migrations, name=name)
     try:
-        from system.database.postgres import PostgresBackend  # noqa: PLC0415
+        from system.database.postgres import PostgresBackend  # noqa: PLC0415 - see above
     except ModuleNotFoundError as error:
         raise DatabaseOpenError(
             f"the database {location} needs {error.name}, which is not installed: pip install 'stormproof[postgres]'"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from google.protobuf.message import DecodeError
 
 from system import money
@@ -14,6 +16,8 @@ _TO_WIRE = {
     PaymentStatus.CANCELLED: shop_pb2.PAYMENT_STATUS_CANCELLED,
 }
 _FROM_WIRE: dict[int, PaymentStatus] = {number: status for status, number in _TO_WIRE.items()}
+
+_M = TypeVar("_M", shop_pb2.OrderCreated, shop_pb2.OrderCancelled, shop_pb2.PaymentProcessed)
 
 
 def encode_order_created(event: OrderCreated) -> bytes:
@@ -30,12 +34,7 @@ def encode_order_created(event: OrderCreated) -> bytes:
 
 def decode_order_created(payload: bytes) -> OrderCreated:
     """The event in these bytes; one from a producer that knew no minor units gets them from its double."""
-    try:
-        message = shop_pb2.OrderCreated.FromString(payload)
-    except DecodeError as error:
-        raise UndecodableError(f"these {len(payload)} bytes are no OrderCreated: {error}") from None
-    if not message.order_id:
-        raise UndecodableError("OrderCreated without an order_id")
+    message = _parsed(shop_pb2.OrderCreated, payload)
     try:
         amount_minor = message.amount_minor or money.minor_from_total(message.total_amount)
     except money.AmountError as error:
@@ -64,12 +63,7 @@ def encode_order_cancelled(event: OrderCancelled) -> bytes:
 
 def decode_order_cancelled(payload: bytes) -> OrderCancelled:
     """The event in these bytes."""
-    try:
-        message = shop_pb2.OrderCancelled.FromString(payload)
-    except DecodeError as error:
-        raise UndecodableError(f"these {len(payload)} bytes are no OrderCancelled: {error}") from None
-    if not message.order_id:
-        raise UndecodableError("OrderCancelled without an order_id")
+    message = _parsed(shop_pb2.OrderCancelled, payload)
     if message.amount_minor < 0:
         raise UndecodableError(f"OrderCancelled {message.order_id}: amount_minor={message.amount_minor} is negative")
     return OrderCancelled(
@@ -97,12 +91,7 @@ def encode_payment_processed(event: PaymentProcessed) -> bytes:
 
 def decode_payment_processed(payload: bytes) -> PaymentProcessed:
     """The event in these bytes."""
-    try:
-        message = shop_pb2.PaymentProcessed.FromString(payload)
-    except DecodeError as error:
-        raise UndecodableError(f"these {len(payload)} bytes are no PaymentProcessed: {error}") from None
-    if not message.order_id:
-        raise UndecodableError("PaymentProcessed without an order_id")
+    message = _parsed(shop_pb2.PaymentProcessed, payload)
     return PaymentProcessed(
         order_id=message.order_id,
         status=_from_wire(message.status, message.order_id),
@@ -113,6 +102,16 @@ def decode_payment_processed(payload: bytes) -> PaymentProcessed:
         processed_at_ns=message.processed_at_ns,
         refund_id=message.refund_id,
     )
+
+
+def _parsed(kind: type[_M], payload: bytes) -> _M:
+    try:
+        message = kind.FromString(payload)
+    except DecodeError as error:
+        raise UndecodableError(f"these {len(payload)} bytes are no {kind.__name__}: {error}") from None
+    if not message.order_id:
+        raise UndecodableError(f"{kind.__name__} without an order_id")
+    return message
 
 
 def _from_wire(status: int, order_id: str) -> PaymentStatus:

@@ -68,13 +68,14 @@ async def _serve(settings: OrdersSettings, stopping: Stopping, telemetry: Teleme
         await stopping.unless_stopped(open_store())
         recent = RecentOrders()
         settle_times = SettleTimes(metrics)
-        intake = Intake(connection, Announcer(tracer, publisher), store, recent, settle_times)
+        announcer = Announcer(tracer, publisher)
+        intake = Intake(connection, announcer, store, recent, settle_times)
         specs = topology.projections(settings.ack_wait_s)
 
         async def ensure() -> None:
             await topology.ensure(connection, specs)
 
-        dead_letters = DeadLetterOffice(connection, publisher, tracer, metrics)
+        dead_letters = DeadLetterOffice(connection, announcer, metrics)
         handlers: tuple[Handler, ...] = (
             WholeBatch(OrderProjection(store, recent), tracer=tracer, dead_letters=dead_letters, metrics=metrics),
             WholeBatch(

@@ -11,14 +11,13 @@ consumers `order-projection` and `payment-projection`, and the next start fills 
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Coroutine, Sequence
 
 import msgspec
 
-from system.database import Database, DatabaseError, Migration, Statement
+from system.database import Database, Migration, Statement
+from system.database.lookup import Lookup, finding
 from system.events import OrderCreated, PaymentProcessed, PaymentStatus
 
 PENDING = "PENDING"
@@ -118,17 +117,10 @@ WHERE orders.status = 'PENDING'
     key=1,
 )
 
-_COLUMNS = """
-order_id, customer_id, amount_minor, currency, status, created_at_ns, settled_at_ns, payment_id, refund_id, reason
-"""
-_SIZES = (1, 4, 16, 64)
-"""How many orders one statement asks for; the next larger one is filled up with repetitions."""
-_FIND = {
-    size: Statement(
-        f"SELECT {_COLUMNS} FROM orders WHERE order_id IN ({', '.join(f'${n + 1}' for n in range(size))})"  # noqa: S608 - constants
-    )
-    for size in _SIZES
-}
+_FIND = finding(
+    "SELECT order_id, customer_id, amount_minor, currency, status, created_at_ns, settled_at_ns, payment_id, "
+    "refund_id, reason FROM orders WHERE order_id IN"
+)
 
 
 class StoredOrder(msgspec.Struct, frozen=True):
@@ -156,7 +148,7 @@ class OrderStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._asking: list[tuple[str, asyncio.Future[StoredOrder | None]]] | None = None
+        self._rows = Lookup(database, _FIND, StoredOrder)
 
     @property
     def is_up(self) -> bool:
@@ -194,47 +186,11 @@ class OrderStore:
             ],
         )
 
-    async def find(self, order_id: str) -> StoredOrder | None:
-        """The row of one order as last committed.
-
-        Whoever comes first asks for all who come in the same turn of the event loop: sixteen questions at once cost
-        SQLite three times what one does, and a PostgreSQL server hardly more than one.
-        """
-        loop = asyncio.get_running_loop()
-        if self._asking is not None:
-            answer: asyncio.Future[StoredOrder | None] = loop.create_future()
-            self._asking.append((order_id, answer))
-            return await answer
-        others: list[tuple[str, asyncio.Future[StoredOrder | None]]] = []
-        self._asking = others
-        try:
-            try:
-                await asyncio.sleep(0)
-            finally:
-                self._asking = None
-            rows = await self._rows([order_id, *(other for other, _ in others)])
-        except BaseException as error:
-            for _, answer in others:
-                if not answer.done():
-                    answer.set_exception(DatabaseError(f"the question was not answered: {error!r}"))
-            raise
-        for other, answer in others:
-            if not answer.done():
-                answer.set_result(rows.get(other))
-        return rows.get(order_id)
+    def find(self, order_id: str) -> Coroutine[None, None, StoredOrder | None]:
+        """The row of one order as last committed."""
+        return self._rows.find(order_id)
 
     async def known(self, order_ids: Sequence[str]) -> set[str]:
         """Those of these orders of which the table holds all that OrderCreated says."""
-        rows = await self._rows(order_ids)
+        rows = await self._rows.find_all(order_ids)
         return {order_id for order_id, order in rows.items() if order.customer_id is not None}
-
-    async def _rows(self, order_ids: Sequence[str]) -> dict[str, StoredOrder]:
-        found: dict[str, StoredOrder] = {}
-        for first in range(0, len(order_ids), _SIZES[-1]):
-            some = list(order_ids[first : first + _SIZES[-1]])
-            size = next(size for size in _SIZES if size >= len(some))
-            some += some[-1:] * (size - len(some))
-            for row in await self._database.read(_FIND[size], some):
-                order = StoredOrder(*cast("tuple[Any, ...]", row))
-                found[order.order_id] = order
-        return found

@@ -12,33 +12,28 @@ here; until then it is handed back.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable
 
 from msgspec.structs import replace
 
 from system import events, telemetry
-from system.database import DatabaseError
 from system.events import OrderCancelled, PaymentStatus
-from system.jetstream import Delivery, PubAck
+from system.jetstream import Delivery
 from system.metrics import Metrics
 from system.payments.calls import ProviderCalls
-from system.payments.handler import check_id, unstored
 from system.payments.outbox import Outbox
 from system.payments.provider_client import Bill, Declined, ProviderClient, Refunded, RefundOutcome, Voided
 from system.payments.store import Payment, PaymentStore
+from system.payments.work import PaymentWork, check_id
 from system.processing import TryLaterError
 
 
-class CancellationHandler:
+class CancellationHandler(PaymentWork):
     """Handles the deliveries of `cancellation-processor`."""
 
     def __init__(
         self, provider: ProviderClient, calls: ProviderCalls, store: PaymentStore, outbox: Outbox, *, metrics: Metrics
     ) -> None:
-        self._provider = provider
-        self._calls = calls
-        self._store = store
-        self._outbox = outbox
+        super().__init__(provider, calls, store, outbox)
         self._metrics = metrics
 
     async def handle(self, delivery: Delivery) -> None:
@@ -64,10 +59,7 @@ class CancellationHandler:
 
     async def find(self, cancellation: OrderCancelled) -> Payment | None:
         """How the payment of the cancelled order stands here, if it has begun to."""
-        try:
-            return await self._store.find(cancellation.order_id)
-        except DatabaseError as error:
-            raise unstored(cancellation.order_id, error) from None
+        return await self.recorded(cancellation.order_id)
 
     def bill_of(self, cancellation: OrderCancelled, payment: Payment | None) -> Bill:
         """The money that is to be undone."""
@@ -88,17 +80,6 @@ class CancellationHandler:
         word = type(outcome).__name__.lower()
         self._metrics.counter("refunds", "Cancellations carried out", label="outcome", value=word).add()
         return outcome
-
-    async def record(self, payment: Payment) -> None:
-        """Write the row; durable when this returns."""
-        try:
-            await self._store.record(payment)
-        except DatabaseError as error:
-            raise unstored(payment.order_id, error) from None
-
-    def announce(self, payment: Payment) -> Awaitable[PubAck]:
-        """Publish PaymentProcessed; done with the server's ack."""
-        return self._outbox.announce(payment)
 
     def result_of(self, cancellation: OrderCancelled, bill: Bill, outcome: RefundOutcome) -> Payment | None:
         """The row that says how the payment was undone; None if there was nothing to undo."""

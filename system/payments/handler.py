@@ -9,34 +9,20 @@ other, and so is a charge that was ruled out by a cancellation. What cannot be d
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable
 
 from system import events, telemetry
-from system.database import DatabaseError, DatabaseRowError
 from system.events import OrderCreated, PaymentStatus
-from system.jetstream import Delivery, PubAck
-from system.payments.calls import ProviderCalls
-from system.payments.outbox import Outbox
-from system.payments.provider_client import Captured, ChargeOutcome, Declined, ProviderClient, Voided
-from system.payments.store import Payment, PaymentStore
-from system.processing import GiveUpError, TryLaterError
-
-ID_MAX_LENGTH = 240
-"""The provider takes keys of up to 255 characters, and the key of a refund has a prefix."""
-
-_ID = re.compile(rf"[\x21-\x7e]{{1,{ID_MAX_LENGTH}}}")
+from system.jetstream import Delivery
+from system.payments.provider_client import Captured, ChargeOutcome, Declined, Voided
+from system.payments.store import Payment
+from system.payments.work import PaymentWork, check_id
+from system.processing import GiveUpError
 
 
-class PaymentHandler:
+class PaymentHandler(PaymentWork):
     """Handles the deliveries of `payment-processor`."""
-
-    def __init__(self, provider: ProviderClient, calls: ProviderCalls, store: PaymentStore, outbox: Outbox) -> None:
-        self._provider = provider
-        self._calls = calls
-        self._store = store
-        self._outbox = outbox
 
     async def handle(self, delivery: Delivery) -> None:
         """The whole story of one delivery."""
@@ -58,10 +44,7 @@ class PaymentHandler:
 
     async def find(self, order: OrderCreated) -> Payment | None:
         """How charging this order ended, if it has; `GiveUpError` if that was another order under this id."""
-        try:
-            payment = await self._store.find(order.order_id)
-        except DatabaseError as error:
-            raise unstored(order.order_id, error) from None
+        payment = await self.recorded(order.order_id)
         if payment is None:
             return None
         if (payment.amount_minor, payment.currency) != (order.amount_minor, order.currency):
@@ -87,17 +70,6 @@ class PaymentHandler:
         """Charge, in a few attempts under one idempotency key."""
         return self._calls.ask(lambda attempt: self._provider.charge(order, attempt=attempt), order.order_id)
 
-    async def record(self, payment: Payment) -> None:
-        """Write the row; durable when this returns."""
-        try:
-            await self._store.record(payment)
-        except DatabaseError as error:
-            raise unstored(payment.order_id, error) from None
-
-    def announce(self, payment: Payment) -> Awaitable[PubAck]:
-        """Publish PaymentProcessed; done with the server's ack."""
-        return self._outbox.announce(payment)
-
     def result_of(self, order: OrderCreated, outcome: ChargeOutcome) -> Payment:
         """The row that says how the payment ended."""
         match outcome:
@@ -110,23 +82,3 @@ class PaymentHandler:
         return Payment(
             order.order_id, status.value, charge_id, "", order.amount_minor, order.currency, reason, time.time_ns()
         )
-
-
-def is_order_id(order_id: str) -> bool:
-    """True for what an order of ours may be called: it becomes a header of requests and of messages."""
-    return _ID.fullmatch(order_id) is not None
-
-
-def check_id(order_id: str) -> None:
-    """Raise `GiveUpError` for an id that no order of ours has."""
-    if not is_order_id(order_id):
-        raise GiveUpError(
-            f"order {order_id[:ID_MAX_LENGTH]!r}: an id must be 1 to {ID_MAX_LENGTH} visible ASCII characters"
-        )
-
-
-def unstored(order_id: str, error: DatabaseError) -> GiveUpError | TryLaterError:
-    """Whose fault it is that the table could not be used: the message's, or the database's."""
-    if isinstance(error, DatabaseRowError):
-        return GiveUpError(f"order {order_id} cannot be recorded: {error}")
-    return TryLaterError(f"order {order_id} is not recorded yet: {error}")

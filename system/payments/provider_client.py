@@ -147,9 +147,8 @@ class ProviderClient:
         self, template: SpanTemplate, path: str, body: _Charge, key: str, attempt: int, outcome: Callable[[Answer], _T]
     ) -> _T:
         span = self._tracer.begin(template)
-        headers = {"content-type": JSON, "idempotency-key": key, "traceparent": span.traceparent}
-        if span.trace_state:
-            headers["tracestate"] = span.trace_state
+        headers = {"content-type": JSON, "idempotency-key": key}
+        span.inject(headers)
         status: int | None = None
         failure: str | None = "abandoned"
         try:

@@ -52,7 +52,6 @@ async def serve(settings: PaymentsSettings, stopping: Stopping) -> None:
 
 
 async def _serve(settings: PaymentsSettings, stopping: Stopping, telemetry: Telemetry, metrics: Metrics) -> None:
-    tracer = telemetry.tracer
     readiness = Readiness()
     connection = Connection(settings.nats, name=settings.telemetry.service_name, metrics=metrics)
     publisher = Publisher(connection, metrics=metrics, outstanding_max=settings.nats.outstanding_max)
@@ -71,7 +70,7 @@ async def _serve(settings: PaymentsSettings, stopping: Stopping, telemetry: Tele
         async def open_store() -> None:
             nonlocal store
             opening = open_database(
-                settings.database, migrations=MIGRATIONS, name="payments", tracer=tracer, metrics=metrics
+                settings.database, migrations=MIGRATIONS, name="payments", tracer=telemetry.tracer, metrics=metrics
             )
             store = PaymentStore(await stack.enter_async_context(opening))
 
@@ -83,14 +82,15 @@ async def _serve(settings: PaymentsSettings, stopping: Stopping, telemetry: Tele
             probes_max=settings.breaker_probes_max,
             on_change=watch_breaker(metrics, on_room=lambda: _wake(consumers)),
         )
+        announcer = Announcer(telemetry.tracer, publisher)
         handlers = _handlers(
-            ProviderClient(http, tracer=tracer, within_s=settings.provider_within_s),
+            ProviderClient(http, tracer=telemetry.tracer, within_s=settings.provider_within_s),
             breaker,
             store,
-            Announcer(tracer, publisher),
+            announcer,
             metrics,
         )
-        dead_letters = DeadLetterOffice(connection, publisher, tracer, metrics)
+        dead_letters = DeadLetterOffice(connection, announcer, metrics)
 
         def room() -> int:
             """How many deliveries are worth having in hand: as many as the breaker would let through."""
@@ -100,7 +100,7 @@ async def _serve(settings: PaymentsSettings, stopping: Stopping, telemetry: Tele
         for spec, handler in zip(specs, handlers, strict=True):
             each = EachDelivery(
                 handler,
-                tracer=tracer,
+                tracer=telemetry.tracer,
                 dead_letters=dead_letters,
                 metrics=metrics,
                 deliveries_max=settings.deliveries_max,
@@ -121,7 +121,7 @@ async def _serve(settings: PaymentsSettings, stopping: Stopping, telemetry: Tele
         readiness.require("nats", lambda: connection.is_connected)
         readiness.require("database", lambda: store.is_up)
         readiness.require("processors", lambda: all(consumer.is_running for consumer in consumers))
-        webhook = Webhook(store, settings.webhook_secret, tracer=tracer, metrics=metrics)
+        webhook = Webhook(store, settings.webhook_secret, tracer=telemetry.tracer, metrics=metrics)
 
         server = await stack.enter_async_context(Server(settings.listen, Probes(readiness, metrics, webhook)))
         async with asyncio.TaskGroup() as loops:

@@ -7,10 +7,6 @@ The first to record wins, be it the answer to a charge, a webhook, or another re
 The row is what keeps an order that comes again away from the provider, however late, and whether the broker delivers
 again or somebody publishes it twice. It is not what keeps it from being charged twice at the same time: that is the
 provider's idempotency key, which also holds between replicas with a table each.
-
-Rows are looked for together: orders arrive in batches, and a question costs about the same for one as for sixty-four.
-(SQLite looks at its log again after each commit, 10 us a question by itself and 1 us in company; PostgreSQL is asked
-over the network.)
 """
 
 from __future__ import annotations
@@ -18,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
-from typing import Any, cast
+from collections.abc import Awaitable, Coroutine
 
 import msgspec
 from msgspec import structs
 
 from system.database import Database, DatabaseError, Migration, Row, Statement
+from system.database.lookup import Lookup, finding
 from system.events import PaymentStatus
 
 log = logging.getLogger(__name__)
@@ -85,18 +81,10 @@ WHERE payments.status = 'PAID' AND excluded.status = 'REFUNDED'
 _NOTE = Statement("UPDATE payments SET announced_at_ns = $3 WHERE order_id = $1 AND status = $2", key=1)
 
 
-def _finding(count: int) -> Statement:
-    return Statement(
-        f"""
-SELECT order_id, status, charge_id, refund_id, amount_minor, currency, reason, decided_at_ns, announced_at_ns
-FROM payments WHERE order_id IN ({", ".join(f"${number}" for number in range(1, count + 1))})
-"""  # noqa: S608 - made of numbers
-    )
-
-
-# For as many orders as are asked for at once, or the next that is enough: each statement is prepared once.
-_FIND = {count: _finding(count) for count in (1, 8, 64)}
-_FIND_MAX = max(_FIND)
+_FIND = finding(
+    "SELECT order_id, status, charge_id, refund_id, amount_minor, currency, reason, decided_at_ns, announced_at_ns "
+    "FROM payments WHERE order_id IN"
+)
 
 
 class Payment(msgspec.Struct, frozen=True):
@@ -126,17 +114,12 @@ class Payment(msgspec.Struct, frozen=True):
 _UNDONE = frozenset({PaymentStatus.CANCELLED.value, PaymentStatus.REFUNDED.value})
 
 
-_Question = tuple[str, "asyncio.Future[Payment | None]"]
-"""The id of an order, and where its row is waited for."""
-
-
 class PaymentStore:
     """The table, in whichever database it lives. What fails raises `DatabaseError`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._asked: list[_Question] = []
-        self._asking: set[asyncio.Task[None]] = set()
+        self._rows = Lookup(database, _FIND, Payment)
         self._notes: list[Row] = []
         self._timer: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Future[None]] = set()
@@ -146,14 +129,9 @@ class PaymentStore:
         """True while the database can be asked."""
         return self._database.is_up
 
-    async def find(self, order_id: str) -> Payment | None:
+    def find(self, order_id: str) -> Coroutine[None, None, Payment | None]:
         """The row of one order as last committed."""
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[Payment | None] = loop.create_future()
-        if not self._asked:
-            loop.call_soon(self._ask)  # when everybody who arrived with this order has asked
-        self._asked.append((order_id, found))
-        return await found
+        return self._rows.find(order_id)
 
     def record(self, payment: Payment) -> Awaitable[None]:
         """Commit how a payment ended, unless that is recorded already."""
@@ -174,35 +152,8 @@ class PaymentStore:
         if self._timer is not None:
             self._timer.cancel()
             self._write_notes()
-        if self._writing or self._asking:
-            await asyncio.wait((*self._writing, *self._asking), timeout=within_s)
-
-    def _ask(self) -> None:
-        asked, self._asked = self._asked, []
-        task = asyncio.get_running_loop().create_task(self._answer(asked))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
-
-    async def _answer(self, asked: Sequence[_Question]) -> None:
-        for first in range(0, len(asked), _FIND_MAX):
-            some = asked[first : first + _FIND_MAX]
-            try:
-                rows = await self._rows([order_id for order_id, _ in some])
-            except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-                for _, found in some:
-                    if not found.done():
-                        found.set_exception(error)
-            else:
-                for order_id, found in some:
-                    if not found.done():
-                        found.set_result(rows.get(order_id))
-
-    async def _rows(self, order_ids: list[str]) -> dict[str, Payment]:
-        count = next(count for count in _FIND if count >= len(order_ids))
-        # The last is asked for more than once, so that there is a statement for it.
-        order_ids += order_ids[-1:] * (count - len(order_ids))
-        rows = await self._database.read(_FIND[count], order_ids)
-        return {cast("str", row[0]): Payment(*cast("tuple[Any, ...]", row)) for row in rows}
+        if under_way := (*self._writing, *self._rows.unanswered):
+            await asyncio.wait(under_way, timeout=within_s)
 
     def _write_notes(self) -> None:
         self._timer = None

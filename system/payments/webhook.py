@@ -21,8 +21,8 @@ from system import money, telemetry
 from system.database import DatabaseError, DatabaseRowError
 from system.events import PaymentStatus
 from system.metrics import Metrics
-from system.payments.handler import is_order_id
 from system.payments.store import Payment, PaymentStore
+from system.payments.work import is_order_id
 from system.telemetry import LeanTracer, SpanTemplate
 from system.web import Request, Response, problem
 

@@ -143,6 +143,12 @@ class HotSpan:
         """The header that says: under this span."""
         return traceparent_of(self)
 
+    def inject(self, headers: dict[str, str]) -> None:
+        """Add `traceparent` (and `tracestate`) to headers that are about to leave."""
+        headers["traceparent"] = traceparent_of(self)
+        if self.trace_state:
+            headers["tracestate"] = self.trace_state
+
     def as_parent(self) -> Parent:
         """What its children stand under, without the rest of the span."""
         return Parent(self.trace_id, self.span_id, self.trace_state, False, self.is_random)  # noqa: FBT003 - positions cost less

@@ -164,9 +164,17 @@ class Loudspeaker(Announcer):
         self.announced: list[PaymentProcessed] = []
 
     async def announce(
-        self, *, subject: str, payload: bytes, message_id: str, order_id: str, deadline_s: float
+        self,
+        *,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        order_id: str,
+        deadline_s: float,
+        headers: Mapping[str, str] | None = None,
     ) -> PubAck:
         """The event is part of the story."""
+        assert headers is None
         event = events.decode_payment_processed(payload)
         assert (subject, order_id) == ("payments.processed", event.order_id)
         assert deadline_s > 0

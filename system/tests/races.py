@@ -175,10 +175,17 @@ class Stream(Announcer):
         self.stored: dict[str, str] = {}
 
     async def announce(
-        self, *, subject: str, payload: bytes, message_id: str, order_id: str, deadline_s: float
+        self,
+        *,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        order_id: str,
+        deadline_s: float,
+        headers: Mapping[str, str] | None = None,
     ) -> PubAck:
         """As the real one."""
-        del subject, order_id, deadline_s
+        del subject, order_id, deadline_s, headers
         acked: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
         self._stage.on_its_own(self._store(message_id, payload, acked))
         return await acked

@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from system import events, topology
+from system.announcing import Announcer
 from system.deadletters import DeadLetterOffice, office
 from system.deadletters.command import printable
 from system.deadletters.letter import (
@@ -148,7 +149,7 @@ class Shop:
     def __init__(self, connection: Connection, publisher: Publisher, tracer: LeanTracer, metrics: Metrics) -> None:
         self.publisher = publisher
         self.tracer = tracer
-        self.office = DeadLetterOffice(connection, publisher, tracer, metrics)
+        self.office = DeadLetterOffice(connection, Announcer(tracer, publisher), metrics)
         self.dead = DeadLetterStream(connection, publisher)
         self._connection = connection
 

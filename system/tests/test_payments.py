@@ -14,7 +14,6 @@ from system.database import DatabaseError, DatabaseRowError, DatabaseUnknownErro
 from system.events import PaymentStatus
 from system.jetstream import PublishRefusedError, PublishUnavailableError, PublishUnknownError
 from system.metrics import Metrics
-from system.payments.handler import ID_MAX_LENGTH
 from system.payments.outbox import REPEAT_WITHIN_S
 from system.payments.provider_client import (
     Bill,
@@ -28,6 +27,7 @@ from system.payments.provider_client import (
     RefundOutcome,
     Voided,
 )
+from system.payments.work import ID_MAX_LENGTH
 from system.settings import Address
 from system.telemetry import Parent, SpanTemplate
 from system.tests.parts import free_port

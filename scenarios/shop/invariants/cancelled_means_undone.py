@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.invariants.invariant import Examination, Invariant
+from scenarios.shop.invariants.finding import AboutOrder
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
@@ -30,16 +31,10 @@ WITH cancelled AS (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NotUndone:
+class NotUndone(AboutOrder):
     """An order whose cancellation was accepted, and that is not undone. seen: its last state."""
 
-    order: str
     seen: str
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""
@@ -47,16 +42,10 @@ class NotUndone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UndoneUnasked:
+class UndoneUnasked(AboutOrder):
     """An order that was undone although nobody is on record as having cancelled it. seen: its last state."""
 
-    order: str
     seen: str
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.invariants.invariant import Examination, Invariant
+from scenarios.shop.invariants.finding import AboutOrder
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
@@ -38,17 +39,11 @@ WITH booked AS (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChargeWithoutLedger:
+class ChargeWithoutLedger(AboutOrder):
     """The provider's spans say captured more often than its ledger has charges."""
 
-    order: str
     told: int
     booked: int
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""
@@ -58,17 +53,11 @@ class ChargeWithoutLedger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChargeWithoutSpan:
+class ChargeWithoutSpan(AboutOrder):
     """The ledger has more charges than spans of the provider tell of."""
 
-    order: str
     told: int
     booked: int
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""

@@ -10,23 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.invariants.invariant import Examination, Invariant
+from scenarios.shop.invariants.finding import AboutOrder
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefundedTooMuch:
+class RefundedTooMuch(AboutOrder):
     """More was given back for an order than was taken. cents: in all."""
 
-    order: str
     charged_cents: int
     refunded_cents: int
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.invariants.invariant import Examination, Invariant
+from scenarios.shop.invariants.finding import AboutOrder
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
@@ -27,16 +28,10 @@ WITH asked AS (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChargeWithoutOrder:
+class ChargeWithoutOrder(AboutOrder):
     """Money was taken for an order that nobody placed."""
 
-    order: str
     cents: int
-
-    @property
-    def key(self) -> str:
-        """The order it was taken for."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""
@@ -44,17 +39,11 @@ class ChargeWithoutOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrongAmount:
+class WrongAmount(AboutOrder):
     """Another amount was taken than was asked for."""
 
-    order: str
     cents: int
     asked_cents: int
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""

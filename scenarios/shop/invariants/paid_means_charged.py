@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.invariants.invariant import Examination, Invariant
+from scenarios.shop.invariants.finding import AboutOrder
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
@@ -29,16 +30,10 @@ WITH charged AS (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChargedButNotPaid:
+class ChargedButNotPaid(AboutOrder):
     """The money moved, and the customer is told it did not."""
 
-    order: str
     seen: str
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""
@@ -46,15 +41,8 @@ class ChargedButNotPaid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefundNotMade:
+class RefundNotMade(AboutOrder):
     """The customer is told that the money was given back, and it was not."""
-
-    order: str
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""
@@ -62,15 +50,8 @@ class RefundNotMade:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaidWithoutCharge:
+class PaidWithoutCharge(AboutOrder):
     """The customer is told it is paid, and no money moved, or it was given back."""
-
-    order: str
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.invariants.invariant import Examination, Invariant
+from scenarios.shop.invariants.finding import AboutOrder
 
 if TYPE_CHECKING:
     from harness.evidence.store import Evidence
@@ -31,21 +32,15 @@ WITH accepted AS (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DroppedOrder:
+class DroppedOrder(AboutOrder):
     """An accepted order that never became final.
 
     seen: its last state, `unread` when no final read exists. answered, stored: by whom it was accepted.
     """
 
-    order: str
     seen: str
     answered: bool
     stored: bool
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""
@@ -55,16 +50,10 @@ class DroppedOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LateOrder:
+class LateOrder(AboutOrder):
     """An accepted order that became final, but too late. late_ms: after the deadline."""
 
-    order: str
     late_ms: int
-
-    @property
-    def key(self) -> str:
-        """The order."""
-        return self.order
 
     def sentence(self) -> str:
         """Say it."""
