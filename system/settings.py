@@ -17,7 +17,11 @@ from urllib.parse import urlsplit
 _T = TypeVar("_T")
 
 _USER_INFO = re.compile(r"//[^/@]*@")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+STREAM_REPLICAS_MAX = 5
+"""As many as nats-server keeps of a stream."""
 
 
 class ConfigurationError(Exception):
@@ -55,8 +59,9 @@ class NatsSettings:
 
     url: `nats://` or `tls://` URLs, separated by commas. connect_within_s: how long a starting process waits
     for the broker. reconnect_wait_s: mean wait between two attempts to get back to it. ping_every_s: how often the
-    connection is tested. outstanding_max: publishes waiting for their ack at once. user and password, token,
-    nkey_seed_file and creds_file: at most one of these ways to log in. ca_file, cert_file, key_file: PEM files for TLS.
+    connection is tested. outstanding_max: publishes waiting for their ack at once. stream_replicas: how many servers
+    keep each stream. user and password, token, nkey_seed_file and creds_file: at most one of these ways to log in.
+    ca_file, cert_file, key_file: PEM files for TLS.
     """
 
     url: str = field(repr=False)
@@ -64,6 +69,7 @@ class NatsSettings:
     connect_within_s: float = 30.0
     ping_every_s: float = 1.0
     outstanding_max: int = 256
+    stream_replicas: int = 1
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
@@ -153,7 +159,8 @@ class ProviderSettings:
     """Everything `python -m system.provider` is told.
 
     latency_ms: how long the card network thinks, each time. webhook_url, webhook_secret: where captures and refunds are
-    told, and what the telling is signed with; None tells nobody.
+    told, and what the telling is signed with; None tells nobody. admin_token: what it takes to change the provider's
+    habits; None lets everybody who reaches it.
     """
 
     listen: Address
@@ -161,6 +168,7 @@ class ProviderSettings:
     latency_ms: float
     webhook_url: str | None
     webhook_secret: str | None = field(repr=False)
+    admin_token: str | None = field(repr=False)
     telemetry: TelemetrySettings
 
 
@@ -212,8 +220,11 @@ def provider_settings(environ: Mapping[str, str]) -> ProviderSettings:
         latency_ms=_value(environ, "PROVIDER_LATENCY_MS", "0", _number_between(0.0, 600_000.0)),
         webhook_url=_optional(environ, "PROVIDER_WEBHOOK_URL", _http_url_with_path),
         webhook_secret=environ.get("PROVIDER_WEBHOOK_SECRET", "") or None,
+        admin_token=environ.get("PROVIDER_ADMIN_TOKEN", "") or None,
         telemetry=_telemetry(environ, "provider"),
     )
+    if settings.admin_token is not None and not _TOKEN.fullmatch(settings.admin_token):
+        raise ConfigurationError("PROVIDER_ADMIN_TOKEN holds something else than visible ASCII characters")
     if settings.webhook_url is not None and settings.webhook_secret is None:
         raise ConfigurationError("PROVIDER_WEBHOOK_URL is set without PROVIDER_WEBHOOK_SECRET: nobody trusts a webhook")
     return settings
@@ -262,6 +273,7 @@ def nats_settings(environ: Mapping[str, str]) -> NatsSettings:
         connect_within_s=_value(environ, "NATS_CONNECT_TIMEOUT_S", "30", _number_between(0.1, 3600.0)),
         ping_every_s=_value(environ, "NATS_PING_S", "1", _number_between(0.1, 60.0)),
         outstanding_max=_value(environ, "PUBLISHES_OUTSTANDING_MAX", "256", _whole_number_between(1, 100_000)),
+        stream_replicas=_value(environ, "NATS_STREAM_REPLICAS", "1", _whole_number_between(1, STREAM_REPLICAS_MAX)),
         user=environ.get("NATS_USER", "") or None,
         password=environ.get("NATS_PASSWORD", "") or None,
         token=environ.get("NATS_TOKEN", "") or None,

@@ -5,6 +5,8 @@ Both services ensure all streams, so they may start in any order. These names st
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import system.events.codec  # noqa: F401 - at the start, so that no first event waits 30 ms for it
 from system.events import PaymentStatus
 from system.jetstream import Connection, ConsumerSpec, StreamSpec, ensure_consumer, ensure_stream
@@ -89,9 +91,9 @@ def payment_processed_id(order_id: str, status: PaymentStatus) -> str:
             return f"payment-refunded:{order_id}"
 
 
-async def ensure(connection: Connection, consumers: tuple[ConsumerSpec, ...]) -> None:
-    """All streams, and these consumers, exist as specified when this returns."""
+async def ensure(connection: Connection, consumers: tuple[ConsumerSpec, ...], *, replicas: int = 1) -> None:
+    """All streams, each kept by so many servers, and these consumers exist as specified when this returns."""
     for stream in (ORDERS, PAYMENTS, DEAD_LETTERS):
-        await ensure_stream(connection, stream)
+        await ensure_stream(connection, replace(stream, replicas=replicas))
     for consumer in consumers:
         await ensure_consumer(connection, consumer)

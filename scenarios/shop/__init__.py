@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chaos.experiments.cancel_race import CANCEL_RACE
+from chaos.experiments.leader_isolation import LEADER_ISOLATION
 from chaos.experiments.orders_partition import ORDERS_PARTITION
 from chaos.experiments.payments_kill import PAYMENTS_KILL
 from chaos.experiments.payments_partition import PAYMENTS_PARTITION
 from chaos.faults import FAULTS
-from harness.environment.topology import BROKER, Link, ProcessSpec, Topology
+from harness.environment.topology import BROKER, DATABASE, Link, ProcessSpec, Topology
 from harness.system_under_test import LoadProfile, SystemUnderTest
 from scenarios.shop.customer import WORKLOADS, customer
 from scenarios.shop.invariants import INVARIANTS
@@ -44,13 +45,17 @@ def _shared(wiring: Wiring, role: str) -> dict[str, str]:
     }
 
 
+def _broker(wiring: Wiring, role: str) -> dict[str, str]:
+    return {**wiring.broker(role).variables(), "NATS_STREAM_REPLICAS": str(wiring.replicas)}
+
+
 def _orders(wiring: Wiring) -> dict[str, str]:
     return {
         **_shared(wiring, "orders"),
         "ORDERS_LISTEN": wiring.listen("orders"),
         "ORDERS_ACK_WAIT_S": str(_ACK_WAIT_S),
-        "ORDERS_DB": str(wiring.directory("orders") / "orders.db"),
-        "NATS_URL": f"nats://{wiring.via('orders->nats')}",
+        "ORDERS_DB": wiring.database("orders") or str(wiring.directory("orders") / "orders.db"),
+        **_broker(wiring, "orders"),
     }
 
 
@@ -59,8 +64,8 @@ def _payments(wiring: Wiring) -> dict[str, str]:
         **_shared(wiring, "payments"),
         "PAYMENTS_LISTEN": wiring.listen("payments"),
         "PAYMENTS_ACK_WAIT_S": str(_ACK_WAIT_S),
-        "PAYMENTS_DB": str(wiring.directory("payments") / "payments.db"),
-        "NATS_URL": f"nats://{wiring.via('payments->nats')}",
+        "PAYMENTS_DB": wiring.database("payments") or str(wiring.directory("payments") / "payments.db"),
+        **_broker(wiring, "payments"),
         "PROVIDER_URL": f"http://{wiring.via('payments->provider')}",
     }
 
@@ -69,6 +74,7 @@ def _provider(wiring: Wiring) -> dict[str, str]:
     return {
         **_shared(wiring, "provider"),
         "PROVIDER_LISTEN": wiring.listen("provider"),
+        "PROVIDER_ADMIN_TOKEN": wiring.secret("provider-admin"),
         "PROVIDER_LEDGER": str(wiring.directory("provider") / LEDGER_FILE),
         "PROVIDER_LATENCY_MS": str(CARD_NETWORK_LATENCY_MS),
     }
@@ -102,6 +108,8 @@ SHOP = SystemUnderTest(
             Link(client="orders", server=BROKER),
             Link(client="payments", server=BROKER),
             Link(client="payments", server="provider"),
+            Link(client="orders", server=DATABASE),
+            Link(client="payments", server=DATABASE),
         ),
     ),
     entrance="clients->orders",
@@ -115,7 +123,7 @@ SHOP = SystemUnderTest(
     read_ledger=read_ledger,
     invariants=INVARIANTS,
     faults=FAULTS,
-    experiments=(PAYMENTS_PARTITION, ORDERS_PARTITION, PAYMENTS_KILL, CANCEL_RACE),
+    experiments=(PAYMENTS_PARTITION, ORDERS_PARTITION, PAYMENTS_KILL, CANCEL_RACE, LEADER_ISOLATION),
     load_profiles=(
         LoadProfile(
             name="steady",

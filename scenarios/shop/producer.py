@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
+    from harness.environment.broker_access import BrokerAccess
     from harness.records import Operation
 
 PUBLISH_WITHIN_S = 5.0
@@ -39,9 +40,15 @@ class Producer:
 
 
 @asynccontextmanager
-async def producer(nats_url: str) -> AsyncIterator[Producer]:
+async def producer(access: BrokerAccess) -> AsyncIterator[Producer]:
     """Connect for the scope, past every proxy."""
-    client = await nats.connect(nats_url, max_reconnect_attempts=3)
+    client = await nats.connect(
+        list(access.urls),
+        user=access.user,
+        password=access.password,
+        tls=access.tls_context(),
+        max_reconnect_attempts=3,
+    )
     try:
         yield Producer(client.jetstream())
     finally:

@@ -55,7 +55,7 @@ class Shop:
     @asynccontextmanager
     async def another_version(self) -> AsyncIterator[Producer]:
         """Publish events for the scope that our own services did not make."""
-        async with producer(self._run.environment.nats_url) as other:
+        async with producer(self._run.environment.broker) as other:
             yield other
 
     @asynccontextmanager

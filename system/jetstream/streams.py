@@ -34,11 +34,15 @@ class TopologyError(StartError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSpec:
-    """A stream on file storage that keeps everything. dedup_window_s: how long a Nats-Msg-Id is remembered."""
+    """A stream on file storage that keeps everything.
+
+    dedup_window_s: how long a Nats-Msg-Id is remembered. replicas: how many servers keep it, and its consumers.
+    """
 
     name: str
     subject: str
     dedup_window_s: float
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +64,10 @@ class _StreamConfig(msgspec.Struct):
     name: str
     subjects: list[str]
     duplicate_window: int
+    num_replicas: int
     retention: str = "limits"
     storage: str = "file"
     discard: str = "old"
-    num_replicas: int = 1
     max_consumers: int = -1
     max_msgs: int = -1
     max_bytes: int = -1
@@ -108,7 +112,12 @@ class _Reply(msgspec.Struct):
 
 async def ensure_stream(connection: Connection, spec: StreamSpec) -> None:
     """The stream exists as specified when this returns."""
-    wanted = _StreamConfig(name=spec.name, subjects=[spec.subject], duplicate_window=round(spec.dedup_window_s * _NS))
+    wanted = _StreamConfig(
+        name=spec.name,
+        subjects=[spec.subject],
+        duplicate_window=round(spec.dedup_window_s * _NS),
+        num_replicas=spec.replicas,
+    )
     reply = await _ask_until_available(connection, f"$JS.API.STREAM.CREATE.{spec.name}", msgspec.json.encode(wanted))
     if reply.error is None:
         return

@@ -73,7 +73,7 @@ async def _serve(settings: OrdersSettings, stopping: Stopping, telemetry: Teleme
         specs = topology.projections(settings.ack_wait_s)
 
         async def ensure() -> None:
-            await topology.ensure(connection, specs)
+            await topology.ensure(connection, specs, replicas=settings.nats.stream_replicas)
 
         dead_letters = DeadLetterOffice(connection, announcer, metrics)
         handlers: tuple[Handler, ...] = (

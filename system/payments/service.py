@@ -60,7 +60,7 @@ async def _serve(settings: PaymentsSettings, stopping: Stopping, telemetry: Tele
     http = HttpClient(settings.provider, connections_max=2 * settings.in_hand_max)
 
     async def ensure() -> None:
-        await topology.ensure(connection, specs)
+        await topology.ensure(connection, specs, replicas=settings.nats.stream_replicas)
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(connection)

@@ -86,7 +86,10 @@ class _Done(msgspec.Struct):
 
 
 class ProviderApi:
-    """Answers requests for charges and refunds. webhooks: None tells nobody."""
+    """Answers requests for charges and refunds.
+
+    webhooks: None tells nobody. admin_token: what changing habits takes, None for nothing.
+    """
 
     def __init__(
         self,
@@ -96,10 +99,11 @@ class ProviderApi:
         tracer: LeanTracer,
         metrics: Metrics,
         webhooks: Webhooks | None = None,
+        admin_token: str | None = None,
     ) -> None:
         self._cashier = cashier
         self._behaviour = behaviour
-        self._admin = HabitsAdmin(behaviour)
+        self._admin = HabitsAdmin(behaviour, token=admin_token)
         self._tracer = tracer
         self._metrics = metrics
         self._webhooks = webhooks

@@ -37,7 +37,14 @@ async def serve(settings: ProviderSettings, stopping: Stopping) -> None:
         _webhooks(settings, behaviour, tracer=telemetry.tracer, metrics=metrics) as webhooks,
     ):
         cashier = Cashier(ledger, declines=behaviour.declines)
-        api = ProviderApi(cashier, behaviour, tracer=telemetry.tracer, metrics=metrics, webhooks=webhooks)
+        api = ProviderApi(
+            cashier,
+            behaviour,
+            tracer=telemetry.tracer,
+            metrics=metrics,
+            webhooks=webhooks,
+            admin_token=settings.admin_token,
+        )
         readiness.require("ledger", lambda: ledger.is_sound)
         async with Server(settings.listen, Probes(readiness, metrics, api)) as server:
             service.started()

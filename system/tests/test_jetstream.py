@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -639,6 +640,12 @@ async def test_streams_and_consumers_that_differ_are_a_clear_error(connection: C
             connection,
             ConsumerSpec(stream="TESTS", name="worker", subject="tests.work", ack_wait_s=9, ack_pending_max=100),
         )
+
+
+async def test_more_replicas_than_the_broker_has_servers_are_a_clear_error(connection: Connection) -> None:
+    """A server alone keeps every stream once, and says so; what differs in a cluster is tested with one."""
+    with pytest.raises(TopologyError, match="stream TESTS cannot be created: replicas > 1 not supported"):
+        await ensure_stream(connection, replace(STREAM, replicas=3))
 
 
 async def test_stopping_finishes_what_is_in_hand_and_gives_the_rest_back(

@@ -27,6 +27,7 @@ from system.tests.parts import free_port, wait_until
 from system.web import Request, Response, Server
 
 CHARGE = {"order_id": "o1", "amount_minor": 1250, "currency": "EUR"}
+TOKEN = "s3cret-word"  # noqa: S105 - nobody is let in by it but this test
 REFUND = {**CHARGE, "charge_key": "o1"}
 
 
@@ -40,10 +41,19 @@ class Provider:
         self._path = path
 
     async def ask(
-        self, method: str, path: str, body: object = None, *, key: str | None = "o1", traceparent: str = ""
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        key: str | None = "o1",
+        traceparent: str = "",
+        authorization: str = "",
     ) -> Response:
         """The answer to one request."""
         headers = {} if key is None else {"idempotency-key": key}
+        if authorization:
+            headers["authorization"] = authorization
         if traceparent:
             headers["traceparent"] = traceparent
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -74,13 +84,15 @@ class Provider:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, metrics: Metrics, *, endpoint: str | None = None) -> AsyncIterator[Provider]:
+async def running(
+    directory: Path, metrics: Metrics, *, endpoint: str | None = None, admin_token: str | None = None
+) -> AsyncIterator[Provider]:
     """A provider without habits. endpoint: where its spans go."""
     settings = TelemetrySettings(service_name="provider", endpoint=endpoint, spool_directory=None)
     behaviour = Behaviour(Habits())
     async with Telemetry(settings, metrics) as telemetry, Ledger(directory / "ledger") as ledger:
         cashier = Cashier(ledger, declines=behaviour.declines)
-        api = ProviderApi(cashier, behaviour, tracer=telemetry.tracer, metrics=metrics)
+        api = ProviderApi(cashier, behaviour, tracer=telemetry.tracer, metrics=metrics, admin_token=admin_token)
         yield Provider(api, behaviour, directory / "ledger", metrics)
 
 
@@ -344,6 +356,23 @@ async def test_habits_can_be_read_put_and_deleted_only(provider: Provider) -> No
     answer = await provider.ask("POST", "/admin/habits", {})
 
     assert (answer.status, dict(answer.headers)["allow"]) == (405, "GET, HEAD, PUT, DELETE")
+
+
+async def test_with_a_token_only_those_who_know_it_see_or_change_habits(tmp_path: Path, metrics: Metrics) -> None:
+    """401 for all others, and nothing changes; charges are none of its business."""
+    async with running(tmp_path, metrics, admin_token=TOKEN) as provider:
+        refused = [
+            await provider.ask(method, "/admin/habits", {"silent": True}, authorization=given)
+            for method in ("GET", "PUT", "DELETE")
+            for given in ("", "Bearer", "Bearer s3cret", f"Basic {TOKEN}", TOKEN, "Bearer \udcff")
+        ]
+        taken = await provider.ask("PUT", "/admin/habits", {"silent": True}, authorization=f"bearer  {TOKEN}")
+        plain = await provider.ask("POST", CHARGES_PATH, {**CHARGE, "amount_minor": -1})
+
+    assert {answer.status for answer in refused} == {401}
+    assert {dict(answer.headers)["www-authenticate"] for answer in refused} == {"Bearer"}
+    assert (taken.status, members(taken)["silent"], plain.status) == (200, True, 422)
+    assert b"s3cret" not in b"".join(answer.body for answer in refused)
 
 
 async def test_errors_and_too_many_move_nothing(provider: Provider) -> None:

@@ -20,6 +20,7 @@ def test_without_variables_there_are_defaults() -> None:
     assert payments.provider == provider.listen
     assert payments.ack_wait_s == 30.0
     assert orders.telemetry.endpoint is None
+    assert orders.nats.stream_replicas == payments.nats.stream_replicas == 1
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,9 @@ def test_without_variables_there_are_defaults() -> None:
         (orders_settings, "NATS_URL", "http://127.0.0.1:4222"),
         (orders_settings, "NATS_URL", "nats://host:port"),
         (orders_settings, "NATS_RECONNECT_WAIT_S", "0"),
+        (orders_settings, "NATS_STREAM_REPLICAS", "0"),
+        (payments_settings, "NATS_STREAM_REPLICAS", "6"),
+        (payments_settings, "NATS_STREAM_REPLICAS", "three"),
         (orders_settings, "OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318"),
         (orders_settings, "OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector"),
         (orders_settings, "OTEL_SERVICE_NAME", "../up"),
@@ -62,3 +66,12 @@ def test_no_secret_is_shown_in_an_error_or_in_the_settings(name: str) -> None:
     assert "hunter2" not in str(refused.value)
     assert "***" in str(refused.value)
     assert "hunter2" not in repr(settings)
+
+
+def test_an_admin_token_that_no_header_can_carry_is_refused_without_being_shown() -> None:
+    """It would otherwise never be matched; and what is shown here stands in somebody's log."""
+    with pytest.raises(ConfigurationError, match="PROVIDER_ADMIN_TOKEN") as refused:
+        provider_settings({"PROVIDER_ADMIN_TOKEN": "größe"})
+
+    assert "größe" not in str(refused.value)
+    assert "s3cret" not in repr(provider_settings({"PROVIDER_ADMIN_TOKEN": "s3cret"}))
