@@ -18,7 +18,8 @@ class Experiment:
     """Load, and harm meanwhile. It knows roles and links, not what the operations mean.
 
     rate_per_s: operations a second, open loop. duration_s: how long they are placed. workload: what customers do.
-    draw: makes the fault program from a random source; all randomness of the program comes from it.
+    draw: makes the fault program from a random source; all randomness of the program comes from it. backends: the only
+    ones it can be carried out on; empty for all.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Experiment:
     duration_s: float
     draw: Callable[[random.Random], FaultProgram]
     workload: str = DEFAULT_WORKLOAD
+    backends: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rate_per_s <= 0 or self.duration_s <= 0:

@@ -15,6 +15,7 @@ from harness.errors import PlanError
 
 if TYPE_CHECKING:
     from chaos.faults.fault import Fault
+    from harness.environment.backend import Environment
     from harness.stage import Stage
 
 TRIGGER_WITHIN_S = 30.0
@@ -57,6 +58,11 @@ class FaultProgram:
     def plan(self) -> list[dict[str, object]]:
         """Return the steps as JSON-able objects."""
         return [step.plan() for step in self.steps]
+
+    def check(self, environment: Environment) -> None:
+        """Raise UsageError when a step cannot be played there: its target is not there, or must not be harmed."""
+        for step in self.steps:
+            step.fault.on(environment)
 
     async def play(self, stage: Stage) -> None:
         """Play every step in order, and record a fault window for each, also for one whose trigger never came."""

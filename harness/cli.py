@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness import __version__
+from harness.environment.choice import BACKENDS, EMBEDDED
 from harness.errors import StormproofError, UsageError, leaf_of
 from harness.runs import DEFAULT_DIRECTORY, LATEST
 
@@ -135,8 +136,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     _running(up)
 
+    images = _command(commands, "images", "build or list the images of the container backend")
+    images.add_argument(
+        "action", choices=("build", "list"), help="build them from this host's binaries, or say which are here"
+    )
+    images.add_argument(
+        "--nats-version",
+        action="append",
+        default=[],
+        metavar="V",
+        help="build: this published nats-server too (may be given several times)",
+    )
+
     _command(commands, "list", "experiments, faults, invariants, load profiles and planted bugs")
-    _command(commands, "doctor", "say what works on this host, what not, and how to get it")
+    doctor = _command(commands, "doctor", "say what works on this host, what not, and how to get it")
+    doctor.add_argument("--thorough", action="store_true", help="start each backend for real, and say how long it took")
+    _somebodys_parts(doctor)
     return parser
 
 
@@ -154,7 +169,25 @@ def _running(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=_seed, default=None, metavar="N", help="all randomness comes from it (default: drawn)"
     )
-    command.add_argument("--backend", choices=["embedded"], default="embedded", help="where the real parts run")
+    command.add_argument("--backend", choices=BACKENDS, default=EMBEDDED, help="where the real parts run")
+    command.add_argument("--nats-version", metavar="V", help="a published nats-server, for example 2.12.4")
+    command.add_argument("--postgres", action="store_true", help="keep the system's tables in a PostgreSQL server")
+    command.add_argument(
+        "--tls", action="store_true", help="the broker takes TLS alone, with the run's own certificates"
+    )
+    _somebodys_parts(command)
+    command.add_argument(
+        "--allow-fault",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="external: this fault may harm your own parts too (may be given several times)",
+    )
+
+
+def _somebodys_parts(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--nats-url", metavar="URL", help="external: your broker (NATS_USER, NATS_PASSWORD let us in)")
+    command.add_argument("--toxiproxy-url", metavar="URL", help="external: the API of your Toxiproxy on this host")
 
 
 def _seed(text: str) -> int:

@@ -7,7 +7,6 @@ last step compares channels: how many operations in flight each fault touched.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from harness.collection.broker import BrokerRecords, broker_records
 from harness.collection.spans import Origin, span_rows, spans_of
 from harness.collection.spool import Boot, read_boots
 from harness.evidence.store import FILE_NAME, EvidenceWriter
+from harness.evidence.touching import touching
 from harness.records import Channel, FaultWindow, Span, SpanEvent, SpanLink
 from harness.settling import states_channel
 
@@ -27,13 +27,10 @@ if TYPE_CHECKING:
     from harness.collection.otlp import OtlpReceiver
     from harness.environment.backend import Environment
     from harness.evidence.store import Evidence
-    from harness.records import LoadSummary, Operation, ProcessEvent, Row, State
+    from harness.records import LoadSummary, Operation, ProcessEvent, State
     from harness.system_under_test import SystemUnderTest
 
 SpanRow = Span | SpanLink | SpanEvent
-
-_SLOWED_DOWN = 2
-"""An operation was held up when it took so many times as long as the slowest one before the storm."""
 
 
 async def collect(
@@ -72,7 +69,7 @@ async def collect(
             chain(operations, spans, messages, consumers, advisories, ledger.entries, states, events, channels)
         )
         storm_began_ns = min((window.began_ns for window in windows), default=0)
-        writer.write(_touching(writer, window, storm_began_ns) for window in windows)
+        writer.write(touching(writer, window, storm_began_ns) for window in windows)
         if load is not None:
             writer.write([load])
         return writer.finish()
@@ -152,28 +149,3 @@ def _spans_channel(
         complete=not gaps,
         why="; ".join(gaps),
     )
-
-
-def _touching(writer: EvidenceWriter, window: FaultWindow, storm_began_ns: int) -> Row:
-    """Count the operations that the fault held up: in flight when it healed, and for longer than is usual.
-
-    Usual is what the slowest operation took that was final before the first fault began; some are always in flight, and
-    a harmless fault must not be credited with them. One that was never accepted, and was over before the window began,
-    is none of them.
-    """
-    if window.healed_ns is None:
-        return window
-    ((touched,),) = writer.execute(
-        """
-        WITH untroubled AS (
-            SELECT coalesce(max(s.settled_ns - o.began_ns), 0) AS took_ns FROM operations o JOIN states s USING (key)
-            WHERE s.settled_ns < $3
-        )
-        SELECT count(DISTINCT o.key) FROM operations o LEFT JOIN states s USING (key) CROSS JOIN untroubled u
-        WHERE o.outcome <> 'failed' AND o.began_ns < $2
-          AND (s.settled_ns >= $2 AND s.settled_ns - o.began_ns > $4 * u.took_ns
-               OR s.settled_ns IS NULL AND (o.outcome = 'ok' OR o.ended_ns IS NULL OR o.ended_ns >= $1))
-        """,
-        [window.began_ns, window.healed_ns, storm_began_ns, _SLOWED_DOWN],
-    )
-    return replace(window, touched=touched)

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from harness.collecting import collect_spans
+from harness.environment.choice import BackendChoice
 from harness.environment.concurrency import shielded
 from harness.evidence.store import FILE_NAME, Evidence
 from harness.invariants.judgement import judge
@@ -128,9 +129,18 @@ class LiveRun:
 
 @asynccontextmanager
 async def live_run(
-    system: SystemUnderTest, directory: RunDirectory, *, seed: int, bug: PlantedBug | None = None
+    system: SystemUnderTest,
+    directory: RunDirectory,
+    *,
+    seed: int,
+    choice: BackendChoice | None = None,
+    bug: PlantedBug | None = None,
 ) -> AsyncIterator[LiveRun]:
-    """Start the system and yield a run to drive; whatever happens, nothing of it is left at the end."""
+    """Start the system and yield a run to drive; whatever happens, nothing of it is left at the end.
+
+    choice: where the parts come from; embedded when None.
+    """
+    choice = choice or BackendChoice()
     started: asyncio.Future[Stage] = asyncio.get_running_loop().create_future()
     finish = asyncio.Event()
 
@@ -139,7 +149,7 @@ async def live_run(
         await finish.wait()
         return stage.history.begun
 
-    plan = open_plan(system, experiment="live", seed=seed, backend="embedded", bug=bug)
+    plan = open_plan(system, experiment="live", seed=seed, choice=choice, bug=bug)
     lines: list[str] = []
     began_s = time.monotonic()
     owner = asyncio.create_task(
@@ -149,6 +159,7 @@ async def live_run(
             directory,
             drive,
             say=lambda line: lines.append(f"{time.monotonic() - began_s:7.2f} s  {line}"),
+            choice=choice,
             bug=bug,
         )
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from harness.errors import EvidenceDamagedError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from harness.environment.choice import BackendChoice
     from harness.planting import PlantedBug
     from harness.system_under_test import Experiment, SystemUnderTest
 
@@ -26,6 +27,7 @@ class Plan:
 
     experiment: its name, `load:<profile>`, or `up`. requests_sha256: over all requests, empty when someone else
     makes them. program: the fault program's steps. mutant: path of a planted bug, None for the system as it is.
+    backend_words: the command line's words that choose the backend and its variant, without secrets.
     """
 
     format: int = FORMAT
@@ -38,6 +40,7 @@ class Plan:
     requests_sha256: str
     program: list[dict[str, object]]
     mutant: str | None
+    backend_words: list[str] = field(default_factory=list)
 
     def write(self, directory: Path) -> None:
         """Write `plan.json`."""
@@ -50,7 +53,7 @@ def open_plan(
     *,
     experiment: str,
     seed: int,
-    backend: str,
+    choice: BackendChoice,
     rate_per_s: float = 0,
     duration_s: float = 0,
     bug: PlantedBug | None = None,
@@ -60,12 +63,13 @@ def open_plan(
         system=system.name,
         experiment=experiment,
         seed=seed,
-        backend=backend,
+        backend=choice.name,
         rate_per_s=rate_per_s,
         duration_s=duration_s,
         requests_sha256="",
         program=[],
         mutant=None if bug is None else str(bug.path),
+        backend_words=choice.words(),
     )
 
 

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING
 from harness.collection import history, load_summary, otlp
 from harness.collection.history import History, operations_channel, read_history
 from harness.collection.load_summary import read_load_summary
-from harness.environment.embedded import embedded
+from harness.environment.choice import BackendChoice
+from harness.environment.external import external_access
+from harness.environment.opening import open_environment
+from harness.environment.soundness import ensure_sound
 from harness.invariants.judgement import Judgement, judge
 from harness.planting import start_planted
 from harness.settling import settle
@@ -28,6 +31,7 @@ from harness.stage import Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from harness.environment.broker_access import BrokerAccess
     from harness.plan import Plan
     from harness.planting import PlantedBug
     from harness.records import LoadSummary
@@ -56,16 +60,21 @@ async def carry_out(
     drive: Drive,
     *,
     say: Callable[[str], None],
+    choice: BackendChoice | None = None,
     bug: PlantedBug | None = None,
     listen: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Start the real parts, drive them, let them settle, and judge what is on record.
 
     drive: places operations and does harm; it returns how many operations it began.
+    choice: where the parts come from, with the secrets that the plan must not keep; embedded when None.
     listen: fixed `host:port` by role, for people who want to know the address beforehand.
     """
     timings = Timings()
+    choice = choice or BackendChoice()
     plan.write(directory.path)
+    if choice.is_external:
+        await _ensure_room_on(external_access(choice), system)
     async with AsyncExitStack() as scope:
         # DuckDB, numpy and nats-py cost 0.4 s to import; they are imported while the processes boot (D9).
         imports = asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "harness.collecting")
@@ -74,7 +83,8 @@ async def carry_out(
                 otlp.receiving(directory.path / otlp.FILE_NAME, host="127.0.0.1", port=0)
             )
             environment = await scope.enter_async_context(
-                embedded(
+                open_environment(
+                    choice,
                     system.topology,
                     run_id=directory.id,
                     run_directory=directory.path,
@@ -88,8 +98,10 @@ async def carry_out(
             await imports
             from harness.collecting import broker_records, collect  # noqa: PLC0415 - see above
 
-            broker = await scope.enter_async_context(broker_records(environment.nats_url))
-            await broker.capture_advisories()
+            broker = await scope.enter_async_context(broker_records(environment.broker))
+            await broker.capture_advisories(replicas=environment.wiring.replicas)
+            if choice.is_external:
+                scope.push_async_callback(broker.remove_advisories)
             client = await scope.enter_async_context(system.client(f"http://{environment.wiring.via(system.entrance)}"))
         stage = Stage(
             environment=environment,
@@ -101,10 +113,12 @@ async def carry_out(
         )
         with timings.measuring("drive"):
             begun = await drive(stage)
+        await ensure_sound(environment)
         with timings.measuring("settle"):
             operations, torn = read_history(directory.path / history.FILE_NAME)
             say(f"{len(operations)} operations placed; waiting until nothing is in flight")
             states = await settle(client, broker, system, operations)
+        await ensure_sound(environment)
         with timings.measuring("stop"):
             await environment.stop_processes()
         with timings.measuring("collect"):
@@ -133,6 +147,15 @@ def judge_again(directory: RunDirectory, system: SystemUnderTest, plan: Plan) ->
     with timings.measuring("judge"), Evidence.open(directory.path / FILE_NAME) as evidence:
         judgement = judge(evidence, system.invariants, planned_faults=len(plan.program))
     return Outcome(plan=plan, directory=directory, judgement=judgement, timings=timings.seconds)
+
+
+async def _ensure_room_on(access: BrokerAccess, system: SystemUnderTest) -> None:
+    """See that somebody's broker holds nothing that the system would take for this run's, before it starts."""
+    from harness.collecting import broker_records  # noqa: PLC0415 - see carry_out
+
+    async with broker_records(access) as broker:
+        await broker.ensure_unused(system.streams)
+        await broker.remove_advisories()  # of a run that was killed
 
 
 def _load(plan: Plan, directory: RunDirectory) -> LoadSummary | None:

@@ -21,6 +21,7 @@ from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.collection.broker import KeyOf
+    from harness.environment.backend import Environment
     from harness.environment.topology import Topology, Wiring
     from harness.invariants.invariant import Invariant
     from harness.records import Channel, LedgerEntry, Operation, State
@@ -62,6 +63,9 @@ class Program(Protocol):
     def plan(self) -> list[dict[str, object]]:
         """Return the steps as JSON-able objects, for `plan.json`."""
 
+    def check(self, environment: Environment) -> None:
+        """Raise UsageError when a step cannot be played there: its target is not there, or must not be harmed."""
+
     async def play(self, stage: Stage) -> None:
         """Carry the steps out and record a fault window for each."""
 
@@ -80,6 +84,10 @@ class Experiment(Protocol):
     @property
     def workload(self) -> str:
         """Which of the system's workloads customers carry out."""
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The only backends it can be carried out on; empty for all."""
 
     @property
     def rate_per_s(self) -> float:

@@ -15,4 +15,9 @@ FAULTS = (
         summary="a process dies as by SIGKILL and is started again",
         needs=(),
     ),
+    FaultKind(
+        name="isolate",
+        summary="a server of a cluster hears no peers, or no clients, or neither, and nobody is told (Toxiproxy)",
+        needs=("toxiproxy", "cluster"),
+    ),
 )

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from chaos.faults.fault import Grip
-from harness.environment.topology import BROKER
-from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.environment.backend import Environment
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """Kill one process. process: its role (`payments`)."""
+    """Kill one process or part. process: its role (`payments`), or `leader:ORDERS` for who leads that stream then."""
 
     process: str
 
@@ -38,33 +36,36 @@ class Kill:
 
     def on(self, environment: Environment) -> KilledProcess:
         """Bind it to a running environment."""
-        roles = {spec.name for spec in environment.topology.processes} | {BROKER}
-        if self.process not in roles:
-            known = ", ".join(sorted(roles))
-            raise UsageError(f"there is no process {self.process!r} to kill; there is: {known}")
+        environment.ensure_may_harm(self.process, by=self.name)
         return KilledProcess(environment=environment, process=self.process)
 
 
 @dataclass(slots=True, kw_only=True)
 class KilledProcess:
-    """A process that is being killed."""
+    """A process that is being killed. process: as the fault names it; `_role` is who that was."""
 
     environment: Environment
     process: str
+    _role: str | None = field(default=None, init=False)
     _killed: int = field(default=0, init=False)
 
     async def inject(self) -> None:
         """Send SIGKILL and see it exit."""
-        await self.environment.kill(self.process)
+        self._role = await self.environment.resolve(self.process)
+        await self.environment.kill(self._role)
         self._killed = 1
 
     async def heal(self) -> None:
         """Start it again and see it ready."""
-        if self.environment.supervisor.is_running(self.process):
-            await self.environment.wait_ready(self.process)
+        if self._role is None:
+            return
+        if self.environment.is_running(self._role):
+            await self.environment.wait_ready(self._role)
         else:
-            await self.environment.start(self.process)
+            await self.environment.start(self._role)
 
     async def grip(self) -> Grip:
-        """One process, or none when it was dead already."""
-        return Grip(caught=self._killed, unit="processes")
+        """One process, or none when it was dead already; and which, when only the run could tell."""
+        return Grip(
+            caught=self._killed, unit="processes" if self._role == self.process else f"processes ({self._role})"
+        )

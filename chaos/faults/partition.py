@@ -1,5 +1,7 @@
 """Partition: nothing crosses a link, and nobody is told.
 
+A name that stands for several links (`payments->nats` in a cluster) means all of them at once.
+
 Both ends keep their connections and hear nothing; new connections are accepted (a TCP proxy cannot do otherwise) and
 hear nothing either. Bytes sent into the partition are gone. The heal closes the connections that lived through it, as a
 middlebox that lost its table would, so both ends notice and connect again.
@@ -16,10 +18,12 @@ from typing import TYPE_CHECKING
 
 from chaos.faults.fault import Grip
 from harness.environment import toxics
-from harness.errors import EnvironmentFailedError, UsageError
+from harness.environment.concurrency import together
+from harness.errors import EnvironmentFailedError
 
 if TYPE_CHECKING:
     from harness.environment.backend import Environment
+    from harness.environment.links import NetworkLink
 
 _PROBE_WITHIN_S = 5.0
 _COUNTED_WITHIN_S = 2.0
@@ -64,43 +68,33 @@ class Partition:
 
     def on(self, environment: Environment) -> PartitionedLink:
         """Bind it to a running environment."""
-        if self.link not in environment.links:
-            known = ", ".join(sorted(environment.links))
-            raise UsageError(f"there is no link {self.link!r} to partition; there is: {known}")
-        return PartitionedLink(environment=environment, link=self.link, ways=_WAYS[self.direction])
+        environment.ensure_may_harm(self.link, by=self.name)
+        return PartitionedLink(
+            environment=environment, links=environment.links_of(self.link), ways=_WAYS[self.direction]
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class PartitionedLink:
-    """A link that is being cut, with the byte counts from before."""
+    """Links that are being cut together, with the byte counts from before."""
 
     environment: Environment
-    link: str
+    links: tuple[NetworkLink, ...]
     ways: tuple[toxics.Direction, ...]
     _swallowed_before: int = field(default=0, init=False)
 
     async def inject(self) -> None:
         """Add the toxics and see them listed."""
-        toxiproxy = self.environment.toxiproxy
         self._swallowed_before = await self._swallowed()
-        for way in self.ways:
-            await toxiproxy.add_toxic(self.link, toxics.TimeoutToxic(timeout_ms=0), direction=way, name=_toxic(way))
-        missing = {_toxic(way) for way in self.ways} - set(await toxiproxy.toxics(self.link))
-        if missing:
-            raise EnvironmentFailedError(f"Toxiproxy accepted but does not list {sorted(missing)} on {self.link}")
+        await together(*(self._cut(link) for link in self.links))
 
     async def heal(self) -> None:
-        """Remove the toxics, see none listed, and see the link answer again."""
-        toxiproxy = self.environment.toxiproxy
-        ours = {_toxic(way) for way in self.ways}
-        for name in ours & set(await toxiproxy.toxics(self.link)):
-            await toxiproxy.remove_toxic(self.link, name)
-        left = ours & set(await toxiproxy.toxics(self.link))
-        if left:
-            raise EnvironmentFailedError(f"Toxiproxy still lists {sorted(left)} on {self.link} after their removal")
-        seen = await self.environment.probe(self.link, timeout_s=_PROBE_WITHIN_S)
-        if seen is not None:
-            raise EnvironmentFailedError(f"the link {self.link} does not answer after the heal: {seen}")
+        """Remove the toxics, see none listed, and see the links answer again."""
+        # Every link is mended, also when another one does not answer: what serves it may be dead of another fault.
+        seen = await asyncio.gather(*(self._mend(link) for link in self.links), return_exceptions=True)
+        for error in seen:
+            if error is not None:
+                raise error
 
     async def grip(self) -> Grip:
         """Count the bytes that went in and never came out.
@@ -115,8 +109,30 @@ class PartitionedLink:
             await asyncio.sleep(_LOOK_EVERY_S)
         return Grip(caught=swallowed, unit="bytes")
 
+    async def _cut(self, link: NetworkLink) -> None:
+        toxiproxy = self.environment.toxiproxy
+        for way in self.ways:
+            await toxiproxy.add_toxic(link.proxy, toxics.TimeoutToxic(timeout_ms=0), direction=way, name=_toxic(way))
+        missing = {_toxic(way) for way in self.ways} - set(await toxiproxy.toxics(link.proxy))
+        if missing:
+            raise EnvironmentFailedError(f"Toxiproxy accepted but does not list {sorted(missing)} on {link.name}")
+
+    async def _mend(self, link: NetworkLink) -> None:
+        toxiproxy = self.environment.toxiproxy
+        ours = {_toxic(way) for way in self.ways}
+        for name in ours & set(await toxiproxy.toxics(link.proxy)):
+            await toxiproxy.remove_toxic(link.proxy, name)
+        left = ours & set(await toxiproxy.toxics(link.proxy))
+        if left:
+            raise EnvironmentFailedError(f"Toxiproxy still lists {sorted(left)} on {link.name} after their removal")
+        seen = await self.environment.probe(link.name, timeout_s=_PROBE_WITHIN_S)
+        if seen is not None:
+            raise EnvironmentFailedError(f"the link {link.name} does not answer after the heal: {seen}")
+
     async def _swallowed(self) -> int:
-        counters = [await self.environment.toxiproxy.bytes_of(self.link, way) for way in self.ways]
+        counters = [
+            await self.environment.toxiproxy.bytes_of(link.proxy, way) for link in self.links for way in self.ways
+        ]
         return sum(counter.swallowed_bytes for counter in counters)
 
 

@@ -7,13 +7,15 @@ stream under them before the run begins.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import nats
 import nats.errors
+from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
@@ -24,10 +26,11 @@ from harness.records import Advisory, Channel, Consumer, Message, SpanId, TraceI
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.js import JetStreamContext
     from nats.js.api import ConsumerInfo
+
+    from harness.environment.broker_access import BrokerAccess
 
 ADVISORIES = "STORMPROOF_ADVISORIES"
 _ADVISORY_SUBJECTS = ["$JS.EVENT.ADVISORY.CONSUMER.>", "$JS.EVENT.ADVISORY.STREAM.>"]
@@ -55,17 +58,40 @@ class BrokerRecords:
         self._client = client
         self._jetstream: JetStreamContext = client.jetstream(timeout=_FETCH_WITHIN_S)
 
-    async def capture_advisories(self) -> None:
-        """Put a stream under the JetStream advisories, so that none is lost."""
+    async def capture_advisories(self, *, replicas: int = 1) -> None:
+        """Put a stream under the JetStream advisories, so that none is lost. replicas: how many servers hold it."""
         await self._jetstream.add_stream(
             StreamConfig(
                 name=ADVISORIES,
                 subjects=_ADVISORY_SUBJECTS,
                 storage=StorageType.FILE,
                 retention=RetentionPolicy.LIMITS,
+                num_replicas=replicas,
                 no_ack=True,
             )
         )
+
+    async def remove_advisories(self) -> None:
+        """Take that stream away again, from a broker that is somebody's own."""
+        with contextlib.suppress(NotFoundError):
+            await self._jetstream.delete_stream(ADVISORIES)
+
+    async def ensure_unused(self, streams: tuple[str, ...]) -> None:
+        """Raise EnvironmentFailedError when one of these streams was ever written to.
+
+        The system would work on those messages, and be judged by them.
+        """
+        for stream in streams:
+            try:
+                last = (await self._jetstream.stream_info(stream)).state.last_seq
+            except NotFoundError:
+                continue
+            if last:
+                raise EnvironmentFailedError(
+                    f"the stream {stream} was written to before this run (up to sequence {last}): the system would "
+                    f"work on that and be judged by it; delete it (`nats stream rm {stream}`), "
+                    "or give another account in --nats-url"
+                )
 
     async def backlog(self, streams: tuple[str, ...]) -> int:
         """Return how many messages the durable consumers of these streams have not finished, delivered or not.
@@ -180,32 +206,45 @@ class BrokerRecords:
 
 
 @asynccontextmanager
-async def broker_records(url: str) -> AsyncIterator[BrokerRecords]:
+async def broker_records(access: BrokerAccess) -> AsyncIterator[BrokerRecords]:
     """Connect to the broker for the scope. Raises EnvironmentFailedError when it does not answer."""
+    seen: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        # Kept for the sentence below only: later the broker may be killed on purpose, and a failed read says so itself.
+        seen[:] = [error]
+
+    client = Client()
     try:
-        client = await nats.connect(
-            url,
-            name="stormproof-evidence",
-            connect_timeout=_CONNECT_WITHIN_S,
-            allow_reconnect=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,
-            error_cb=_ignore_reconnect_noise,
-        )
+        # Without this bound the first connection would be tried for ever, as every later one is.
+        async with asyncio.timeout(_CONNECT_WITHIN_S):
+            await client.connect(
+                list(access.urls),
+                user=access.user,
+                password=access.password,
+                tls=access.tls_context(),
+                name="stormproof-evidence",
+                connect_timeout=_CONNECT_WITHIN_S,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated as whole seconds, and slept as it is
+                error_cb=note,
+            )
     except (OSError, nats.errors.Error, TimeoutError) as error:
+        await shielded(client.close())
+        why = _spelled(seen[0] if seen else error)
         raise EnvironmentFailedError(
-            f"the broker at {url} does not answer the harness ({error!r}): see its log"
+            f"the broker at {access.url} does not let the harness in within {_CONNECT_WITHIN_S:g} s ({why}): "
+            "look whether it runs, and whether URL and credentials are right"
         ) from error
     try:
         yield BrokerRecords(client)
     except (nats.errors.Error, APIError) as error:
-        raise EnvironmentFailedError(f"the broker at {url} could not be asked for its records: {error!r}") from error
+        raise EnvironmentFailedError(
+            f"the broker at {access.url} could not be asked for its records: {error!r}"
+        ) from error
     finally:
         await shielded(client.close())
-
-
-async def _ignore_reconnect_noise(_error: Exception) -> None:
-    """Stay silent: the broker is killed on purpose in some experiments, and a failed read says so itself."""
 
 
 def _consumer(stream: str, info: ConsumerInfo) -> Consumer:

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from harness.environment.choice import BackendChoice
+from harness.errors import UsageError
 from harness.report.document import verdict_document, write_document
 from harness.run import carry_out
 from harness.runs import new_run
@@ -29,6 +31,25 @@ def seed_of(options: argparse.Namespace) -> int:
     return secrets.randbits(_DRAWN_SEED_BITS) if options.seed is None else int(options.seed)
 
 
+def choice_of(options: argparse.Namespace, system: SystemUnderTest) -> BackendChoice:
+    """Return where the parts come from. Raises UsageError when that cannot be, or allows a fault that there is not."""
+    faults = frozenset(options.allow_fault)
+    known = {fault.name for fault in system.faults}
+    if faults - known:
+        raise UsageError(
+            f"there is no fault {min(faults - known)!r} to allow; there is: {', '.join(sorted(known)) or 'none'}"
+        )
+    return BackendChoice(
+        name=options.backend,
+        nats_version=options.nats_version,
+        postgres=options.postgres,
+        tls=options.tls,
+        nats_url=options.nats_url,
+        toxiproxy_url=options.toxiproxy_url,
+        allowed_faults=faults,
+    )
+
+
 def progress() -> Callable[[str], None]:
     """Return a printer of progress lines: seconds since now, on standard error."""
     began = time.monotonic()
@@ -45,6 +66,7 @@ async def conduct(
     drive: Drive,
     options: argparse.Namespace,
     *,
+    choice: BackendChoice,
     bug: PlantedBug | None = None,
     listen: Mapping[str, str] | None = None,
 ) -> Outcome:
@@ -52,7 +74,7 @@ async def conduct(
     directory = new_run(options.runs_dir, plan.experiment)
     say = progress()
     say(f"{plan.experiment}, seed {plan.seed}" + (f", planted bug {plan.mutant}" if plan.mutant else ""))
-    outcome = await carry_out(plan, system, directory, drive, say=say, bug=bug, listen=listen)
+    outcome = await carry_out(plan, system, directory, drive, say=say, choice=choice, bug=bug, listen=listen)
     write_reports(outcome)
     return outcome
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.commands.conducting import conduct, print_json, seed_of, tell
+from harness.commands.conducting import choice_of, conduct, print_json, seed_of, tell
 from harness.load import drive_with_locust
 from harness.plan import open_plan
 from harness.report.document import verdict_document
@@ -23,11 +23,12 @@ async def execute(options: argparse.Namespace) -> int:
     rate_per_s = profile.rate_per_s if options.rate is None else options.rate
     duration_s = profile.duration_s if options.duration is None else options.duration
     seed = seed_of(options)
+    choice = choice_of(options, system)
     plan = open_plan(
         system,
         experiment=f"load:{profile.name}",
         seed=seed,
-        backend=options.backend,
+        choice=choice,
         rate_per_s=rate_per_s,
         duration_s=duration_s,
     )
@@ -35,7 +36,7 @@ async def execute(options: argparse.Namespace) -> int:
     async def drive(stage: Stage) -> int:
         return await drive_with_locust(stage, system, profile, seed=seed, rate_per_s=rate_per_s, duration_s=duration_s)
 
-    outcome = await conduct(plan, system, drive, options)
+    outcome = await conduct(plan, system, drive, options, choice=choice)
     tell(outcome, options)
     if options.json:
         print_json(verdict_document(outcome))

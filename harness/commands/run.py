@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from harness.commands.conducting import conduct, print_json, seed_of, tell
+from harness.commands.conducting import choice_of, conduct, print_json, seed_of, tell
+from harness.errors import UsageError
 from harness.invariants.verdict import worst
 from harness.plan import Plan, digest_of_requests
 from harness.planting import check_bug, read_bug
@@ -55,22 +56,30 @@ async def carry_out_experiment(
 ) -> Outcome:
     """Carry out one experiment: steady load, and its fault program meanwhile."""
     program = experiment.program(seed)
+    choice = choice_of(options, system)
+    if experiment.backends and choice.name not in experiment.backends:
+        raise UsageError(
+            f"experiment {experiment.name!r} cannot be carried out on {choice.name}: "
+            f"add --backend {' or '.join(experiment.backends)}"
+        )
     plan = Plan(
         system=system.name,
         experiment=experiment.name,
         seed=seed,
-        backend=options.backend,
+        backend=choice.name,
         rate_per_s=experiment.rate_per_s,
         duration_s=experiment.duration_s,
         requests_sha256=digest_of_requests(system, experiment, seed),
         program=program.plan(),
         mutant=None if bug is None else str(bug.path),
+        backend_words=choice.words(),
     )
 
     async def drive(stage: Stage) -> int:
+        program.check(stage.environment)  # before anything is placed that nobody will judge
         async with asyncio.TaskGroup() as group:
             placing = group.create_task(place_steadily(system, stage, experiment, seed=seed))
             group.create_task(program.play(stage))
         return placing.result()
 
-    return await conduct(plan, system, drive, options, bug=bug)
+    return await conduct(plan, system, drive, options, choice=choice, bug=bug)

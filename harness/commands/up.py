@@ -17,7 +17,7 @@ from harness.collection import history
 from harness.collection.history import read_history
 from harness.collection.load_summary import CANNOT_SAY, read_load_summary
 from harness.collection.load_summary import FILE_NAME as SUMMARY_FILE_NAME
-from harness.commands.conducting import conduct, print_json, seed_of
+from harness.commands.conducting import choice_of, conduct, print_json, seed_of
 from harness.environment.ports import ensure_free
 from harness.errors import UsageError
 from harness.plan import open_plan
@@ -36,7 +36,8 @@ async def execute(options: argparse.Namespace) -> int:
     system = configured_system()
     listen = dict(options.listen)
     _check(listen, system)
-    plan = open_plan(system, experiment="up", seed=seed_of(options), backend=options.backend)
+    choice = choice_of(options, system)
+    plan = open_plan(system, experiment="up", seed=seed_of(options), choice=choice)
 
     async def drive(stage: Stage) -> int:
         stop = _stop_signal()
@@ -45,7 +46,7 @@ async def execute(options: argparse.Namespace) -> int:
         stage.say("stopping: letting the system settle and collecting evidence (once more Ctrl-C ends it at once)")
         return _begun(stage.directory)
 
-    outcome = await conduct(plan, system, drive, options, listen=listen)
+    outcome = await conduct(plan, system, drive, options, choice=choice, listen=listen)
     operations = next(channel for channel in outcome.judgement.channels if channel.name == "operations")
     if operations.received:
         print(f"{operations.received} operations on record: stormproof check {outcome.directory.path}", file=sys.stderr)
@@ -53,7 +54,10 @@ async def execute(options: argparse.Namespace) -> int:
 
 
 def addresses(stage: Stage, system: SystemUnderTest) -> dict[str, object]:
-    """Return what `up` announces: every process by role, the front door through its proxy."""
+    """Return what `up` announces: every process by role, the front door through its proxy.
+
+    `nats_credentials` is a file that only this user can read (`source` it), never the secret itself.
+    """
     environment = stage.environment
     found: dict[str, object] = {
         spec.name: f"http://{environment.address(spec.name)}" for spec in system.topology.processes
@@ -62,6 +66,7 @@ def addresses(stage: Stage, system: SystemUnderTest) -> dict[str, object]:
     return {
         **found,
         "nats": environment.nats_url,
+        "nats_credentials": str(environment.nats_credentials),
         "toxiproxy": environment.toxiproxy_url,
         "otlp": environment.wiring.otlp_url,
         "run": str(stage.directory),
@@ -74,8 +79,9 @@ def _announce(stage: Stage, system: SystemUnderTest, options: argparse.Namespace
     if options.json:
         print_json(ready)
         return
+    width = max(map(len, ready))
     for name, value in ready.items():
-        print(f"{name:<10} {value}")
+        print(f"{name:<{width}} {value}")
     print("ready; Ctrl-C stops it", flush=True)
 
 

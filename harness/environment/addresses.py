@@ -1,38 +1,24 @@
 """Gives every role of a run its address, and every link its proxy's.
 
-Promises: an address for each process, the broker, its monitoring and Toxiproxy, all on loopback, all leased for this
-run; an address that the user fixed is theirs or refused with the reason.
+Promises: an address for each process and part, all on loopback, all leased for this run; an address that the user fixed
+is theirs or refused with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from harness.environment.layout import Layout
 from harness.environment.links import NetworkLink
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.topology import BROKER, Topology
-from harness.environment.toxiproxy_server import TOXIPROXY
 from harness.errors import UsageError
 
-MONITORING = "nats-monitoring"
-"""The broker's HTTP monitoring: an address without a process of its own."""
 
-
-def roles_of(topology: Topology) -> tuple[str, ...]:
-    """Everything that listens in a run. Raises UsageError when a process has the name of a part."""
-    names = tuple(spec.name for spec in topology.processes)
-    for reserved in (TOXIPROXY, MONITORING):
-        if reserved in names:
-            raise UsageError(f"no process may be called {reserved!r}: the environment has a part of that name")
-    return (*names, BROKER, MONITORING, TOXIPROXY)
-
-
-def assign_addresses(topology: Topology, *, fixed: Mapping[str, str], lease: PortLease) -> dict[str, str]:
+def assign_addresses(roles: Sequence[str], *, fixed: Mapping[str, str], lease: PortLease) -> dict[str, str]:
     """An address for each role: the fixed one where the user named one, else a leased port.
 
     Raises UsageError for a role that does not exist, EnvironmentFailedError for an address that is taken.
     """
-    roles = roles_of(topology)
     for role in fixed:
         if role not in roles:
             raise UsageError(f"cannot fix the address of {role!r}: it is none of {', '.join(roles)}")
@@ -41,16 +27,19 @@ def assign_addresses(topology: Topology, *, fixed: Mapping[str, str], lease: Por
     return {role: reserved[role] if role in reserved else f"{LOOPBACK}:{next(leased)}" for role in roles}
 
 
-def assign_links(topology: Topology, *, addresses: Mapping[str, str], lease: PortLease) -> dict[str, NetworkLink]:
-    """A proxy address for each link of the topology, by link name."""
-    ports = lease.take(len(topology.links))
+def assign_links(
+    layout: Layout, *, addresses: Mapping[str, str], lease: PortLease, prefix: str = ""
+) -> dict[str, NetworkLink]:
+    """A proxy address for each link, by link name. prefix: what the proxies' names begin with."""
+    ports = lease.take(len(layout.links))
     return {
         link.name: NetworkLink(
             name=link.name,
             client=link.client,
             server=link.server,
             listen=f"{LOOPBACK}:{port}",
-            upstream=addresses[link.server],
+            upstream=addresses[layout.upstreams[link.name]],
+            proxy=f"{prefix}{link.name}",
         )
-        for link, port in zip(topology.links, ports, strict=True)
+        for link, port in zip(layout.links, ports, strict=True)
     }

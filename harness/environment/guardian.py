@@ -1,16 +1,18 @@
 """The guardian: a tiny process that outlives the harness by a moment and ends everything the run left behind.
 
 Promises: once the harness is gone, however it went (SIGKILL included), every process that carries the run's label is
-killed, the run's scratch directory is removed and so are its port locks; then the guardian ends. It touches nothing
-else: processes by exact label, one directory by marker, lock files that nobody holds.
+killed, its containers are removed, and so are the run's scratch directory and its port locks; then the guardian ends.
+It touches nothing else: processes and containers by exact label, one directory by marker, lock files that nobody holds.
 
-Does not: find a process that threw its environment away, and does not outlive SIGKILL of itself (the next run's
-`ownership.reap_stale` covers that).
+Does not: find a process that threw its environment away and whose parent is gone, and does not outlive SIGKILL of
+itself (the next run's `ownership.reap_stale` covers that). Docker is asked only when the run said, by a file in its
+scratch directory, that it has containers.
 
 It is started as a file (`python -I guardian.py`), so it imports the standard library only (psutil where there is no
-/proc). The harness imports the same functions for its own sweep. How it learns of the end: the harness alone holds the
-write end of the pipe on standard input, close-on-exec. End of file therefore also means that no child of the harness
-stands between fork and exec, where it would not carry the label yet.
+/proc), and `docker_socket` and `keeper`, which lie beside it, by their paths. The harness imports the same functions
+for its own sweep. How it learns of the end: the harness alone holds the write end of the pipe on standard input,
+close-on-exec. End of file therefore also means that no child of the harness stands between fork and exec, where it
+would not carry the label yet.
 """
 
 from __future__ import annotations
@@ -26,21 +28,37 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 OWNER_VARIABLE = "STORMPROOF_OWNER"
 """Carried by every process of a run: `<harness pid>:<harness start time>:<run id>`."""
 
+OWNER_LABEL = "stormproof.owner"
+"""On every container of a run, with the same value."""
+
 GUARDIAN_VARIABLE = "STORMPROOF_GUARDIAN"
 """Carried by the guardian instead, with the same value, so that it does not kill itself."""
 
-MARKER = ".stormproof-scratch"
+MARKER_PREFIX = ".stormproof-"
+MARKER = f"{MARKER_PREFIX}scratch"
 """File in a scratch directory that says whose it is; nothing without it is ever removed with its content."""
+
+CONTAINERS_MARKER = f"{MARKER_PREFIX}containers"
+"""File in a scratch directory that says that the run has, or had, containers; it holds the path of Docker's socket."""
+
+CREATING_PREFIX = f"{MARKER_PREFIX}creating-"
+"""With the name of a container, a file beside it while Docker is asked for that one: it may come to be although its
+harness is dead."""
 
 SCAN_INTERVAL_S = 0.005
 QUIET_SCANS = 3
 """So many scans in a row must find nothing: a process between fork and exec may be invisible to one of them."""
 
 SWEEP_WITHIN_S = 30.0
+CREATED_WITHIN_S = 3.0
+"""Docker takes 0.1 s to create a container; so long is looked for one that was asked for by a harness that died."""
+
+CREATED_INTERVAL_S = 0.05
 END_OF_FILE_WITHIN_S = 0.5
 REMOVE_ATTEMPTS = 20
 
@@ -114,13 +132,23 @@ def own_processes() -> Iterator[int]:
 
 
 def kill_labelled(label: str) -> int:
-    """SIGKILL every process that carries this owner label; returns how many were found alive."""
-    found = 0
-    for pid in own_processes():
-        if labels_of(pid).get(OWNER_VARIABLE) == label:
-            found += 1
-            _kill_if_labelled(pid, label)
-    return found
+    """SIGKILL every process that carries this owner label, and what it started; returns how many carried it.
+
+    What it started may have overwritten its environment, where the label stood (PostgreSQL does, and whatever sets a
+    title for `ps`), and as root it may belong to another user.
+    """
+    labelled = [pid for pid in own_processes() if labels_of(pid).get(OWNER_VARIABLE) == label]
+    # Looked up before the kill: afterwards nobody knows whose they were. Who carries another label, or guards another
+    # run, belongs to that run.
+    below = [pid for pid in _beside("keeper").descendants_of(*labelled) if not labels_of(pid)] if labelled else []
+    handles = [descriptor for pid in below if (descriptor := _opened(pid)) is not None]
+    for pid in labelled:
+        _kill_if_labelled(pid, label)
+    for descriptor in handles:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        os.close(descriptor)
+    return len(labelled)
 
 
 def sweep(label: str, *, within_s: float = SWEEP_WITHIN_S) -> bool:
@@ -134,6 +162,29 @@ def sweep(label: str, *, within_s: float = SWEEP_WITHIN_S) -> bool:
         if quiet < QUIET_SCANS:
             time.sleep(SCAN_INTERVAL_S)
     return True
+
+
+def remove_containers(label: str, scratch: Path) -> int:
+    """Remove the run's containers, if it said that it has any; returns how many there were.
+
+    Raises OSError when Docker could not be asked or would not remove them: the marker must stay then, for the next run.
+    """
+    try:
+        path = Path((scratch / CONTAINERS_MARKER).read_text())
+    except OSError:
+        return 0
+    module = _beside("docker_socket")
+    docker = module.DockerSocket(path)
+    try:
+        found = set(docker.remove_labelled(OWNER_LABEL, label))
+        asked_for = {path.name.removeprefix(CREATING_PREFIX) for path in scratch.glob(f"{CREATING_PREFIX}*")}
+        deadline_s = time.monotonic() + CREATED_WITHIN_S
+        while asked_for - found and time.monotonic() < deadline_s:
+            time.sleep(CREATED_INTERVAL_S)
+            found |= docker.remove_labelled(OWNER_LABEL, label)
+    except module.DockerError as error:
+        raise OSError(str(error)) from error
+    return len(found)
 
 
 def remove_scratch(directory: Path) -> None:
@@ -151,19 +202,29 @@ def remove_scratch(directory: Path) -> None:
     for _ in range(REMOVE_ATTEMPTS):
         # A process that is just dying may still add a file behind the walk, hence more than one attempt. The marker
         # goes last, so that an interrupted removal can be taken up by the next run.
+        empty_scratch(directory)
         for child in _children(directory):
-            if child.name == MARKER:
-                continue
-            if child.is_dir() and not child.is_symlink():
-                shutil.rmtree(child, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    child.unlink()
+            if child.name.startswith(MARKER_PREFIX) and child.name != MARKER:
+                child.unlink(missing_ok=True)
         if [child.name for child in _children(directory)] in ([MARKER], []):
             shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
             return
         time.sleep(SCAN_INTERVAL_S)
+
+
+def empty_scratch(directory: Path) -> None:
+    """Remove what a run's scratch directory holds, except the files that say whose it is."""
+    if not (directory / MARKER).is_file():
+        return
+    for child in _children(directory):
+        if child.name.startswith(MARKER_PREFIX):
+            continue
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                child.unlink()
 
 
 def remove_unheld_locks(directory: Path) -> None:
@@ -193,10 +254,41 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its work is done, not when a terminal closes
     _wait_for_end(harness_pid)
+    # First what dies at once, then the containers, then whoever is left: the processes of a paused container are frozen
+    # and die only when Docker thaws them.
+    kill_labelled(label)
+    try:
+        remove_containers(label, scratch)
+        finish = remove_scratch
+    except OSError:
+        finish = empty_scratch  # the markers stay: a later run asks Docker again
     is_swept = sweep(label)
-    remove_scratch(scratch)
+    finish(scratch)
     remove_unheld_locks(locks)
     return 0 if is_swept and not scratch.exists() else 1
+
+
+def _beside(module: str) -> ModuleType:
+    # Loaded by path, and only when it is needed: importing the package is what `python -I` rules out, and a run without
+    # containers does not pay for http.client.
+    import importlib.util  # noqa: PLC0415 - as above
+
+    name = f"stormproof_{module}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{module}.py"))
+        if spec is None or spec.loader is None:
+            raise OSError(f"{module}.py is not beside guardian.py any more")
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[name] = loaded  # dataclasses look their module up there
+        spec.loader.exec_module(loaded)
+    return sys.modules[name]
+
+
+def _opened(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
 
 
 def _children(directory: Path) -> list[Path]:

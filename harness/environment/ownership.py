@@ -1,10 +1,11 @@
-"""What one run owns outside its run directory: labelled processes and a private scratch directory.
+"""What one run owns outside its run directory: labelled processes and containers, and a private scratch directory.
 
 Promises: the guardian stands before anything else is made; `release` returns when nothing of the run is left, or says
 what is. `reap_stale` removes what runs of this user left whose harness and guardian are both gone, and only that.
 
-Does not: own the run directory (evidence stays) or containers. Ports are leased by `ports`; what a killed harness
-leaves of their lock files goes with the guardian.
+Does not: own the run directory (evidence stays). Ports are leased by `ports`; what a killed harness leaves of their
+lock files goes with the guardian. Docker is not asked, nor its client imported, unless a run has left word that it had
+containers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from harness.environment.ports import lock_directory
 from harness.errors import EnvironmentFailedError, UsageError
 
 GUARDIAN_EXIT_WITHIN_S = 2.0
+GUARDIAN_EXIT_WITH_CONTAINERS_WITHIN_S = 15.0
+"""When Docker did not let the harness itself remove them: its guardian tries once more, and Docker may be slow."""
+
 SCRATCH_PREFIX = "stormproof-"
 RUN_ID_IN_NAME_MAX = 40
 """Unix socket paths end at 108 bytes; the scratch directory must leave room for them."""
@@ -71,6 +75,7 @@ class Reaped:
 
     processes: int
     directories: int
+    containers: int = 0
 
 
 class Ownership:
@@ -104,7 +109,7 @@ class Ownership:
         ownership = cls(owner, scratch, child, pipe)
         try:
             scratch.mkdir(mode=0o700)
-            marker = {"owner": owner.label, "namespace": _namespace_of("self")}
+            marker = {"owner": owner.label, "namespace": namespace_of("self")}
             (scratch / guardian.MARKER).write_text(json.dumps(marker))
         except OSError as error:
             os.close(pipe)
@@ -136,12 +141,24 @@ class Ownership:
             os.write(self._pipe, b"end")  # a forked worker of the harness may hold the pipe open too
         os.close(self._pipe)
         self._pipe = -1
-        exit_code = await watch.wait(GUARDIAN_EXIT_WITHIN_S)
+        has_containers = (self.scratch_directory / guardian.CONTAINERS_MARKER).exists()
+        exit_code = await watch.wait(
+            GUARDIAN_EXIT_WITH_CONTAINERS_WITHIN_S if has_containers else GUARDIAN_EXIT_WITHIN_S
+        )
         if exit_code is None:
             self._child.kill()
             await watch.wait(GUARDIAN_EXIT_WITHIN_S)
         if exit_code == 0:
             return
+        try:
+            await asyncio.to_thread(guardian.remove_containers, self.label, self.scratch_directory)
+        except OSError as error:
+            await asyncio.to_thread(guardian.sweep, self.label, within_s=GUARDIAN_EXIT_WITHIN_S)
+            raise EnvironmentFailedError(
+                f"Docker was stopped midway, or hangs ({error}); the processes of run {self.owner.run_id} were ended "
+                "without it; the next run removes what it keeps of their containers, or you do, when it answers again: "
+                f"docker rm -f $(docker ps -aqf label={guardian.OWNER_LABEL}={self.label})"
+            ) from error
         is_swept = await asyncio.to_thread(guardian.sweep, self.label, within_s=GUARDIAN_EXIT_WITHIN_S)
         await asyncio.to_thread(guardian.remove_scratch, self.scratch_directory)
         if not is_swept or self.scratch_directory.exists():
@@ -155,37 +172,58 @@ def reap_stale(*, temporary: Path | None = None) -> Reaped:
     """End what crashed runs of this user left: processes and scratch directories without harness and guardian.
 
     One look at the user's processes, a few milliseconds. A guardian that is still at work is left to it. Processes and
-    directories of another pid namespace (a container that shares /tmp) are not ours to judge and are left alone.
+    directories of another pid namespace (a container that shares /tmp) are not ours to judge and are left alone. Docker
+    is asked only about a run whose scratch directory says that it had containers.
     """
-    namespace = _namespace_of("self")
+    namespace = namespace_of("self")
+    carried, guarded = _labels_in(namespace)
+
+    def is_stale(label: str) -> bool:
+        owner = Owner.parse(label)
+        return owner is not None and not owner.is_alive and label not in guarded
+
+    containers = directories = 0
+    for directory in (temporary or Path(tempfile.gettempdir())).glob(f"{SCRATCH_PREFIX}*"):
+        marked = _marked_owner(directory, namespace)
+        if marked is None or not is_stale(marked):
+            continue
+        try:
+            containers += guardian.remove_containers(marked, directory)
+        except OSError:
+            # Docker is not to be had now; a later start asks again. The processes go all the same.
+            guardian.sweep(marked, within_s=GUARDIAN_EXIT_WITHIN_S)
+            guardian.empty_scratch(directory)
+            continue
+        guardian.remove_scratch(directory)
+        directories += not directory.exists()
+    stale = {label: count for label, count in carried.items() if is_stale(label)}
+    for label in stale:
+        guardian.sweep(label, within_s=GUARDIAN_EXIT_WITHIN_S)
+    return Reaped(processes=sum(stale.values()), directories=directories, containers=containers)
+
+
+def _labels_in(namespace: str) -> tuple[dict[str, int], set[str]]:
+    # How many of the user's processes carry each owner label, and which labels have a guardian.
     carried: dict[str, int] = {}
     guarded: set[str] = set()
     for pid in guardian.own_processes():
         labels = guardian.labels_of(pid)
-        if not labels or _namespace_of(str(pid)) != namespace:
+        if not labels or namespace_of(str(pid)) != namespace:
             continue
         if guardian.GUARDIAN_VARIABLE in labels:
             guarded.add(labels[guardian.GUARDIAN_VARIABLE])
         if guardian.OWNER_VARIABLE in labels:
             label = labels[guardian.OWNER_VARIABLE]
             carried[label] = carried.get(label, 0) + 1
+    return carried, guarded
 
-    def is_stale(label: str) -> bool:
-        owner = Owner.parse(label)
-        return owner is not None and not owner.is_alive and label not in guarded
 
-    processes = 0
-    for label, count in carried.items():
-        if is_stale(label):
-            guardian.sweep(label, within_s=GUARDIAN_EXIT_WITHIN_S)
-            processes += count
-    directories = 0
-    for directory in (temporary or Path(tempfile.gettempdir())).glob(f"{SCRATCH_PREFIX}*"):
-        marked = _marked_owner(directory, namespace)
-        if marked is not None and is_stale(marked):
-            guardian.remove_scratch(directory)
-            directories += not directory.exists()
-    return Reaped(processes=processes, directories=directories)
+def namespace_of(process: str) -> str:
+    """The pid namespace of a process (`self`, or a pid), in which its pid means something."""
+    try:
+        return str(Path(f"/proc/{process}/ns/pid").readlink())
+    except OSError:
+        return "" if not guardian.has_proc() else f"unreadable:{process}"
 
 
 def _start_guardian(owner: Owner, scratch: Path, locks: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -208,13 +246,6 @@ def _start_guardian(owner: Owner, scratch: Path, locks: Path) -> tuple[subproces
     finally:
         os.close(read_end)
     return child, write_end
-
-
-def _namespace_of(process: str) -> str:
-    try:
-        return str(Path(f"/proc/{process}/ns/pid").readlink())
-    except OSError:
-        return "" if not guardian.has_proc() else f"unreadable:{process}"
 
 
 def _marked_owner(directory: Path, namespace: str) -> str | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
+from typing import IO
 
 from harness.environment.exit_watch import ExitWatch
 from harness.errors import EnvironmentFailedError, PlanError
@@ -34,6 +35,7 @@ class Command:
 
     environment: all its variables; the supervisor adds the owner label only.
     stop_grace_s: how long SIGTERM may take before the process counts as stuck and is killed.
+    image: what a container host runs it in; a process host ignores it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Command:
     log_path: Path
     stop_grace_s: float = STOP_GRACE_S
     directory: Path | None = None
+    image: str | None = None
 
     def __post_init__(self) -> None:
         if not self.argv or self.stop_grace_s <= 0:
@@ -96,12 +99,7 @@ class SupervisedProcess:
 def launch(command: Command, *, boot: int, label: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the process. boot: 1 for the first start of this name in the run. Raises EnvironmentFailedError."""
     try:
-        command.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with command.log_path.open("ab") as log:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            words = " ".join(shlex.join(command.argv).split())[:ARGV_CHARACTERS_MAX]  # one line, whatever it holds
-            log.write(f"{_SEPARATOR}boot {boot} of {command.name} at {now}: {words}\n".encode())
-            log.flush()
+        with open_log(command, boot=boot, words=shlex.join(command.argv)) as log:
             return subprocess.Popen(  # noqa: S603 - the topology's own argv, no shell
                 command.argv,
                 stdin=subprocess.DEVNULL,
@@ -116,6 +114,21 @@ def launch(command: Command, *, boot: int, label: Mapping[str, str]) -> subproce
             f"cannot start {command.name}: {command.argv[0]}: {error.strerror}"
             + (f" ({error.filename})" if error.filename not in (None, command.argv[0]) else "")
         ) from error
+
+
+def open_log(command: Command, *, boot: int, words: str) -> IO[bytes]:
+    """Open the command's log for a start that begins now, and say so in it. words: what is started. Raises OSError."""
+    command.log_path.parent.mkdir(parents=True, exist_ok=True)
+    log = command.log_path.open("ab")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    said = " ".join(words.split())[:ARGV_CHARACTERS_MAX]  # one line, whatever it holds
+    try:
+        log.write(f"{_SEPARATOR}boot {boot} of {command.name} at {now}: {said}\n".encode())
+        log.flush()
+    except OSError:
+        log.close()
+        raise
+    return log
 
 
 def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES) -> str:

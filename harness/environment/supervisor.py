@@ -49,7 +49,7 @@ class Supervisor:
 
     def __init__(self, *, owner_label: str, on_event: Callable[[ProcessEvent], None] | None = None) -> None:
         """owner_label: what every process carries so that the guardian finds it. on_event: called for each record."""
-        self._label = {OWNER_VARIABLE: owner_label}
+        self.owner_label = owner_label
         self._on_event = on_event
         self._processes: dict[str, SupervisedProcess] = {}
         self._events: list[ProcessEvent] = []
@@ -68,7 +68,7 @@ class Supervisor:
     @property
     def owner_variables(self) -> dict[str, str]:
         """The variable that makes a process part of this run."""
-        return dict(self._label)
+        return {OWNER_VARIABLE: self.owner_label}
 
     @property
     def events(self) -> tuple[ProcessEvent, ...]:
@@ -84,6 +84,12 @@ class Supervisor:
     def names(self) -> tuple[str, ...]:
         """Every process that was ever started, in order of its first start."""
         return tuple(self._processes)
+
+    def record(self, event: ProcessEvent) -> None:
+        """Put on record what happened to a process of the run that somebody else runs: a container."""
+        self._events.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
 
     def is_running(self, name: str) -> bool:
         """Whether this process runs now."""
@@ -104,7 +110,7 @@ class Supervisor:
         if before is not None and before.is_running:
             raise EnvironmentFailedError(f"cannot start {command.name}: it runs already with pid {before.pid}")
         boot = 1 if before is None else before.boot + 1
-        child = launch(command, boot=boot, label=self._label)
+        child = launch(command, boot=boot, label=self.owner_variables)
         process: SupervisedProcess
 
         def record_exit(_exit_code: int) -> None:
@@ -231,9 +237,7 @@ class Supervisor:
         row = ProcessEvent(
             process=process.command.name, pid=process.pid, event=event, at_ns=time.time_ns(), detail=detail
         )
-        self._events.append(row)
-        if self._on_event is not None:
-            self._on_event(row)
+        self.record(row)
         return row
 
 

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from harness.environment.broker_access import BrokerAccess
 from harness.errors import PlanError
 
 BROKER = "nats"
 """The role name of the broker, an endpoint like any process."""
+
+DATABASE = "postgres"
+"""The role name of the PostgreSQL server. Links to it exist in runs that have one."""
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -24,7 +28,8 @@ _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 class Link:
     """A named way between two processes, with a proxy on it.
 
-    client: role of who connects (`clients` for the workload). server: role of who listens: a process or `nats`.
+    client: role of who connects (`clients` for the workload). server: role of who listens: a process, `nats`, or
+    `postgres`, whose links are left out of runs without a PostgreSQL server.
     """
 
     client: str
@@ -58,11 +63,24 @@ class Wiring(Protocol):
     def seed(self) -> int:
         """The run's seed."""
 
+    @property
+    def replicas(self) -> int:
+        """How many servers can hold each stream: 1, or 3 in a cluster."""
+
     def listen(self, role: str) -> str:
         """`host:port` where this role itself listens."""
 
     def via(self, link: str) -> str:
-        """`host:port` of the proxy on this link (`payments->nats`)."""
+        """`host:port` of the proxy on this link (`payments->provider`)."""
+
+    def broker(self, client: str) -> BrokerAccess:
+        """How this role gets to the broker, through the proxies of its link (`payments->nats`), and is let in."""
+
+    def database(self, client: str) -> str | None:
+        """URL of this role's own PostgreSQL database, through the proxy of its link; None in a run without."""
+
+    def secret(self, name: str) -> str:
+        """A word that only this run knows, always the same under one name: what an admin endpoint asks for, say."""
 
     def directory(self, role: str) -> Path:
         """A directory that belongs to this role alone, kept across restarts within the run, gone after it."""
@@ -87,8 +105,8 @@ class ProcessSpec:
     start_within_s: float = 20.0
 
     def __post_init__(self) -> None:
-        if not _ROLE.fullmatch(self.name) or self.name == BROKER:
-            raise PlanError(f"process name {self.name!r} is not a lower-case word, or is the broker's own role")
+        if not _ROLE.fullmatch(self.name) or self.name in (BROKER, DATABASE):
+            raise PlanError(f"process name {self.name!r} is not a lower-case word, or is a role of the environment's")
         if not self.argv:
             raise PlanError(f"process {self.name!r} has an empty argv: say which command starts it")
         if self.stop_grace_s <= 0 or self.start_within_s <= 0:
@@ -107,7 +125,8 @@ class Topology:
         if len(set(roles)) != len(roles):
             raise PlanError(f"two processes share a name in {roles}")
         for link in self.links:
-            if link.server not in (*roles, BROKER):
+            if link.server not in (*roles, BROKER, DATABASE):
                 raise PlanError(
-                    f"link {link.name!r} leads to {link.server!r}, which is neither a process nor {BROKER!r}"
+                    f"link {link.name!r} leads to {link.server!r}, "
+                    f"which is neither a process nor {BROKER!r} nor {DATABASE!r}"
                 )

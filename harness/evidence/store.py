@@ -9,6 +9,7 @@ whole.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -20,7 +21,7 @@ from harness.errors import EnvironmentFailedError, EvidenceDamagedError
 from harness.evidence.schema import FORMAT, columns_of, ddl, table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
     from harness.records import Row
@@ -36,14 +37,18 @@ class EvidenceWriter:
     """Collects rows into a database that is not evidence yet; `finish` makes it so."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open a fresh database beside `path`, or one in memory when `path` is None."""
+        """Open a fresh database beside `path`, or one in memory when `path` is None.
+
+        Raises EnvironmentFailedError when there is no room for one.
+        """
         self._path = path
         self._unfinished = None if path is None else path.with_suffix(".unfinished")
         if self._unfinished is not None:
             self._unfinished.unlink(missing_ok=True)
-        self._connection = duckdb.connect(":memory:" if self._unfinished is None else str(self._unfinished))
-        self._connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'; SET preserve_insertion_order = false")
-        self._connection.execute(ddl())
+        with _keeping(path):
+            self._connection = duckdb.connect(":memory:" if self._unfinished is None else str(self._unfinished))
+            self._connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'; SET preserve_insertion_order = false")
+            self._connection.execute(ddl())
 
     def write(self, rows: Iterable[Row]) -> int:
         """Append rows, of any mix of tables, and return how many there were.
@@ -77,15 +82,8 @@ class EvidenceWriter:
         return Evidence.open(self._path)
 
     def _keep(self, sql: str) -> None:
-        try:
+        with _keeping(self._path):
             self._connection.execute(sql)
-        except (duckdb.ProgrammingError, duckdb.DataError):
-            raise
-        except duckdb.Error as error:
-            raise EnvironmentFailedError(
-                f"the evidence cannot be written to {self._path} ({str(error).splitlines()[0]}): "
-                "make room, or choose another place with --runs-dir"
-            ) from error
 
     def _insert(self, record: type[Row], rows: list[Row]) -> None:
         if not rows:
@@ -169,6 +167,20 @@ class Evidence:
     ) -> None:
         """Close."""
         self.close()
+
+
+@contextmanager
+def _keeping(path: Path | None) -> Iterator[None]:
+    """Tell a place where nothing can be kept from an error of ours in what is kept."""
+    try:
+        yield
+    except (duckdb.ProgrammingError, duckdb.DataError):
+        raise
+    except duckdb.Error as error:
+        raise EnvironmentFailedError(
+            f"the evidence cannot be written to {path} ({str(error).splitlines()[0]}): "
+            "make room, or choose another place with --runs-dir"
+        ) from error
 
 
 def _damaged(what: str, error: duckdb.Error) -> EvidenceDamagedError:

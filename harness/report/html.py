@@ -184,8 +184,7 @@ def repeat_command(plan: Plan) -> str:
     else:
         words = ["run", plan.experiment]
     words += ["--seed", str(plan.seed)]
-    if plan.backend != _DEFAULT_BACKEND:
-        words += ["--backend", plan.backend]
+    words += plan.backend_words or ([] if plan.backend == _DEFAULT_BACKEND else ["--backend", plan.backend])
     if plan.mutant is not None:
         words += ["--mutant", plan.mutant]
     return shlex.join(["stormproof", *words])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
+from harness.environment.choice import EXTERNAL, BackendChoice
 from harness.environment.nats_server import find_nats_server
 from harness.environment.ownership import Ownership
 from harness.environment.ports import PortLease
+from harness.environment.running import RunningEnvironment
 from harness.environment.supervisor import Supervisor
+from harness.environment.tests.backends import Open, ensure_had, run_of, somebody
 from harness.errors import EnvironmentFailedError
 
 
@@ -33,12 +38,17 @@ def nats_binary(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temporary directory of this test alone, in which nothing may be left."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The temporary directory of this test alone, in which nothing may be left.
+
+    Not below pytest's: as root that one is closed to everybody else, and PostgreSQL has to be somebody else.
+    """
+    tmp_path_factory.getbasetemp()  # lies where temporary files lie, which is about to change
+    directory = Path(tempfile.mkdtemp(prefix="test-of-stormproof-"))
+    directory.chmod(0o711)
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    return directory
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -61,3 +71,28 @@ def lease(temporary: Path) -> Iterator[PortLease]:
     """Ports of this test."""
     with PortLease(directory=temporary / "stormproof-ports-test") as held:
         yield held
+
+
+@pytest.fixture
+async def choice(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BackendChoice]:
+    """The backend that the test is parametrized with; `external` comes with somebody whose parts it uses."""
+    name = request.param
+    try:
+        await ensure_had(BackendChoice() if name == EXTERNAL else BackendChoice(name=name))
+    except EnvironmentFailedError as error:
+        absent(request, f"backend {name}: {error}")
+    if name != EXTERNAL:
+        yield BackendChoice(name=name)
+        return
+    async with somebody(tmp_path / "somebody") as theirs:
+        yield theirs.choice
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Open:
+    """Opens an environment of two small processes, with this test's run directory."""
+
+    def started(choice: BackendChoice) -> AbstractAsyncContextManager[RunningEnvironment]:
+        return run_of(choice, tmp_path / "run")
+
+    return started

@@ -20,7 +20,8 @@ from harness.errors import UsageError
 HARNESS = """
 import asyncio, sys
 from pathlib import Path
-from harness.environment.embedded import embedded
+from harness.environment.choice import BackendChoice
+from harness.environment.opening import open_environment
 from harness.environment.tests.small_system import small_topology
 
 def tell(line):
@@ -28,8 +29,8 @@ def tell(line):
 
 async def main():
     tell("begun")
-    async with embedded(
-        small_topology(), run_id="killed", run_directory=Path(sys.argv[1]), seed=1, otlp_url="http://127.0.0.1:1",
+    async with open_environment(
+        BackendChoice(), small_topology(), run_id="killed", run_directory=Path(sys.argv[1]), seed=1, otlp_url="http://127.0.0.1:1",
         progress=tell, on_event=lambda event: tell(f"{event.process} {event.event}"),
     ) as environment:
         tell("inside")

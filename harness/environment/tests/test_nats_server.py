@@ -10,7 +10,9 @@ from pathlib import Path
 
 import nats
 import pytest
+from nats.aio.client import Client
 
+from harness.environment.broker_access import fresh_access
 from harness.environment.nats_server import NatsServer
 from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.supervisor import Supervisor
@@ -22,30 +24,39 @@ def broker(supervisor: Supervisor, nats_binary: Path, lease: PortLease, tmp_path
     """A broker that is not started yet."""
     client, monitoring = lease.take(2)
     return NatsServer(
-        supervisor=supervisor,
+        host=supervisor,
         binary=nats_binary,
         address=f"{LOOPBACK}:{client}",
         monitoring_address=f"{LOOPBACK}:{monitoring}",
         directory=tmp_path / 'a directory with spaces and "quotes"',
         log_path=tmp_path / "nats.log",
         environment={"PATH": os.defpath},
+        access=fresh_access([f"{LOOPBACK}:{client}"]),
+    )
+
+
+async def connected(broker: NatsServer) -> Client:
+    """A client that is let in."""
+    access = broker.access
+    return await nats.connect(
+        list(access.urls), user=access.user, password=access.password, max_reconnect_attempts=0, allow_reconnect=False
     )
 
 
 async def test_messages_that_were_stored_survive_a_kill(broker: NatsServer) -> None:
     """The store stays on disk for the whole run, whatever happens to the process."""
     await broker.start()
-    connection = await nats.connect(broker.url, max_reconnect_attempts=0)
+    connection = await connected(broker)
     stream = connection.jetstream()
     await stream.add_stream(name="S", subjects=["s"])
     for number in range(3):
         await stream.publish("s", str(number).encode())
     await connection.close()
 
-    await broker.kill()
+    await broker.host.kill(broker.name)
     await broker.start()
 
-    connection = await nats.connect(broker.url)
+    connection = await connected(broker)
     assert (await connection.jetstream().stream_info("S")).state.messages == 3
     await connection.close()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+from harness.environment.broker_access import BrokerAccess
 from harness.environment.loopback_http import HttpError, exchange
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.probes import probe_http, probe_nats
+from harness.environment.probes import probe_http, probe_nats, probe_postgres, probe_route
 
 
 @asynccontextmanager
@@ -112,6 +114,68 @@ async def test_a_nats_probe_says_what_it_saw_in_place_of_nats(greeting: bytes, s
 
     assert said is not None
     assert seen in said or "connection reset" in said
+
+
+@pytest.mark.parametrize(
+    ("answers", "seen"),
+    [
+        (b"INFO {}\r\n-ERR 'Authorization Violation'\r\n", None),
+        (b"INFO {}\r\n", "closed without an answer to PING"),
+        (b"", "closed the connection before its INFO"),
+        (b"SSH-2.0-OpenSSH\r\n", "in place of its INFO"),
+    ],
+)
+async def test_a_refusal_from_a_route_is_an_answer(answers: bytes, seen: str | None) -> None:
+    """It came back after something that we sent, so both directions work."""
+    async with serving(answers, speaks_first=True) as address:
+        said = await probe_route(address, 1)
+
+    assert said == seen or (seen is not None and said is not None and (seen in said or "connection reset" in said))
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"), [(b"N", None), (b"S", None), (b"", "answered b'' to SSLRequest"), (b"H", "answered b'H'")]
+)
+async def test_postgresql_says_to_everybody_whether_it_speaks_tls(answer: bytes, seen: str | None) -> None:
+    """No login is needed for that, and nothing else answers so."""
+    async with serving(answer) as address:
+        said = await probe_postgres(address, 1)
+
+    assert said == seen or (seen is not None and said is not None and (seen in said or "connection reset" in said))
+
+
+async def test_a_silent_server_passes_no_probe_of_any_kind() -> None:
+    """A proxy in front of nothing accepts everybody."""
+    async with serving(b"", hangs=True) as address:
+        route = await probe_route(address, 0.05)
+        postgres = await probe_postgres(address, 0.05)
+
+    assert route == f"NATS route at {address}: waited 0.05 s for the server's INFO in vain"
+    assert postgres == f"PostgreSQL at {address}: waited 0.05 s for an answer to SSLRequest in vain"
+
+
+async def test_a_probe_tells_the_server_who_it_is_and_nobody_else() -> None:
+    """In the CONNECT line, whatever the password holds; the sentence about a refusal does not quote it."""
+    heard: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"jetstream":true}\r\n')
+        heard.append(await reader.readline())
+        writer.write(b"-ERR 'Authorization Violation'\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, LOOPBACK, 0)
+    address = f"{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+    access = BrokerAccess(urls=(f"nats://{address}",), user="shop", password='open "sesame"')  # noqa: S106 - of a test
+    async with server:
+        said = await probe_nats(address, access=access)
+
+    connect = json.loads(heard[0].removeprefix(b"CONNECT "))
+    assert (connect["user"], connect["pass"]) == ("shop", 'open "sesame"')
+    assert said is not None
+    assert "Authorization Violation" in said
+    assert "sesame" not in said
 
 
 async def test_nobody_listening_is_connection_refused(lease: PortLease) -> None:

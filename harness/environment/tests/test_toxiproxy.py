@@ -68,10 +68,19 @@ async def server(
         return toxiproxy_binary
 
     started = ToxiproxyServer(
-        supervisor=supervisor,
+        host=supervisor,
         find_binary=find_binary,
         address=f"{LOOPBACK}:{api}",
-        links=(NetworkLink(name=LINK, client="payments", server="nats", listen=f"{LOOPBACK}:{listen}", upstream=echo),),
+        links=(
+            NetworkLink(
+                name=LINK,
+                client="payments",
+                server="nats",
+                listen=f"{LOOPBACK}:{listen}",
+                upstream=echo,
+                proxy=LINK,
+            ),
+        ),
         log_path=tmp_path / "toxiproxy.log",
         environment={"PATH": os.defpath},
     )

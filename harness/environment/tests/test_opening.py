@@ -1,4 +1,4 @@
-"""The embedded backend as a whole: real broker, real proxies, small processes; up fast, and gone whatever happens."""
+"""An environment, embedded: real broker, real proxies, small processes; up fast, and gone whatever happens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Protocol
 import pytest
 
 from harness.environment.backend import Environment
-from harness.environment.embedded import EmbeddedEnvironment, embedded
+from harness.environment.choice import BackendChoice
+from harness.environment.opening import open_environment
 from harness.environment.ports import LOOPBACK
 from harness.environment.probes import probe_nats
+from harness.environment.running import RunningEnvironment
 from harness.environment.tests.small_system import (
     owned_by,
     scratch_directories,
@@ -42,7 +44,7 @@ class Start(Protocol):
         listen: Mapping[str, str] | None = None,
         start_wrapper: Callable[[ProcessSpec], tuple[str, ...]] = ...,
         on_event: Callable[[ProcessEvent], None] = ...,
-    ) -> AbstractAsyncContextManager[EmbeddedEnvironment]:
+    ) -> AbstractAsyncContextManager[RunningEnvironment]:
         """Give the context manager of the environment."""
 
 
@@ -56,8 +58,9 @@ def start(tmp_path: Path) -> Start:
         listen: Mapping[str, str] | None = None,
         start_wrapper: Callable[[ProcessSpec], tuple[str, ...]] = lambda spec: spec.argv,
         on_event: Callable[[ProcessEvent], None] = lambda _event: None,
-    ) -> AbstractAsyncContextManager[EmbeddedEnvironment]:
-        return embedded(
+    ) -> AbstractAsyncContextManager[RunningEnvironment]:
+        return open_environment(
+            BackendChoice(),
             topology,
             run_id="test",
             run_directory=tmp_path / "run",
@@ -80,7 +83,7 @@ async def test_everything_answers_inside_and_nothing_is_left_after(start: Start,
     """The whole promise."""
     async with start(small_topology()) as environment:
         probes = {link: await environment.probe(link) for link in environment.links}
-        assert await probe_nats(environment.nats_url.removeprefix("nats://")) is None
+        assert await probe_nats(environment.address("nats"), access=environment.broker) is None
         assert environment.scratch_directory.exists()
 
     assert probes == {"orders->nats": None, "payments->nats": None, "orders->payments": None}
