@@ -1,6 +1,6 @@
 """How long the main job takes: from the command to the first accepted order, and beyond the fault's own time.
 
-    python -m harness.benchmarks.main_job [--runs 5] [--experiment payments-partition] [--json]
+    python -m harness.benchmarks.main_job [--runs 5] [--experiment NAME] [--json] [-- --backend cluster ...]
 
 Each run is a fresh `stormproof run` in a process of its own, so interpreter start and imports count. Both figures come
 from the run's evidence and the wall clock around the process; budgets are in ARCHITECTURE.md.
@@ -40,10 +40,10 @@ class Figures:
     beyond_fault_s: float
 
 
-def measure(experiment: str, runs: Path) -> Figures:
-    """Carry the experiment out once and measure it."""
+def measure(experiment: str, runs: Path, *options: str) -> Figures:
+    """Carry the experiment out once and measure it. options: of the command, `--backend cluster` for example."""
     began_ns = time.time_ns()
-    command = [sys.executable, "-m", "harness", "run", experiment, "--json", "--runs-dir", str(runs)]
+    command = [sys.executable, "-m", "harness", "run", experiment, "--json", "--runs-dir", str(runs), *options]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=RUN_WITHIN_S, check=False)  # noqa: S603 - our own command
     total_s = (time.time_ns() - began_ns) / _NS
     if not finished.stdout:
@@ -66,9 +66,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--experiment", default="payments-partition")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("words", nargs="*", metavar="-- OPTION", help="options of `stormproof run`")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stormproof-benchmark-") as directory:
-        figures = [measure(options.experiment, Path(directory)) for _ in range(options.runs)]
+        figures = [measure(options.experiment, Path(directory), *options.words) for _ in range(options.runs)]
     if options.json:
         print(json.dumps([asdict(each) for each in figures]))
         return
