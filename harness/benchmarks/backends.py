@@ -4,7 +4,8 @@
 
 The first figure is the median of so many fresh runs, each in a process of its own (`main_job`). The others are of the
 pytest fixtures: how long the first test waits for a broker of its own and proxies, and how long every later one, which
-is handed the same ones as new (`reset` says what that is made of). Ends with 1 when a budget is not kept; the budgets are in ARCHITECTURE.md.
+is handed the same ones as new (`reset` says what that is made of). Ends with 1 when a budget is not kept; they are in
+ARCHITECTURE.md.
 """
 
 from __future__ import annotations

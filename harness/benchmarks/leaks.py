@@ -35,9 +35,8 @@ EXIT_NOTHING_KILLED = 3
 
 def main() -> int:
     """Kill, count, print."""
-    options = _options()
     try:
-        return _kill_and_count(options)
+        return _kill_and_count(_options())
     except StormproofError as error:
         print(f"leaks: {error}", file=sys.stderr)
         return error.exit_code
