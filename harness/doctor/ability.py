@@ -81,9 +81,8 @@ def all_of(name: str, needs: Iterable[Ability]) -> Ability:
     """What works exactly when everything it needs does; the worst of them says why, and each its own remedy."""
     needs = tuple(needs)
     state = min((need.state for need in needs), key=_WORST_FIRST.index, default=State.WORKS)
-    amiss = [need for need in needs if need.state is not State.WORKS]
-    if any(not need.works for need in amiss):
-        amiss = [need for need in amiss if not need.works]
+    # What is broken says why the rest could not be looked at.
+    amiss = [need for need in needs if need.state is state and state is not State.WORKS]
     return Ability(
         name=name,
         state=state,

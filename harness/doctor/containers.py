@@ -7,7 +7,6 @@ is pulled or built; the container that is started is removed again, by its guard
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import tempfile
 import time
@@ -21,7 +20,7 @@ from harness.doctor.packages import install, package
 from harness.environment.concurrency import shielded
 from harness.environment.container_host import ContainerHost
 from harness.environment.docker_engine import REMEDY, find_engine
-from harness.environment.docker_socket import DockerError, DockerSocket, socket_path
+from harness.environment.docker_socket import HOST_VARIABLE, DockerError, DockerSocket, socket_path
 from harness.environment.images import POSTGRES_IMAGE, TOXIPROXY_IMAGE, look_for_image, nats_image
 from harness.environment.nats_server import DISTRIBUTION
 from harness.environment.ownership import Ownership
@@ -136,10 +135,12 @@ def _remedy() -> str:
     try:
         path = socket_path(os.environ)
     except DockerError:
-        return "unset DOCKER_HOST"
+        return f"unset {HOST_VARIABLE}"
     sudo = "" if os.geteuid() == 0 else "sudo "
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        return f"sudo usermod -aG docker {shlex.quote(os.environ.get('USER', '$USER'))} && newgrp docker"
+        return 'sudo usermod -aG docker "$(id -un)" && newgrp docker'
+    if HOST_VARIABLE in os.environ and not path.exists():
+        return f"unset {HOST_VARIABLE}"
     if shutil.which("dockerd") is None and not path.exists():
         apt = shutil.which("apt-get") is not None
         return (

@@ -145,11 +145,18 @@ class Ownership:
         exit_code = await watch.wait(
             GUARDIAN_EXIT_WITH_CONTAINERS_WITHIN_S if has_containers else GUARDIAN_EXIT_WITHIN_S
         )
-        if exit_code is None:
-            self._child.kill()
-            await watch.wait(GUARDIAN_EXIT_WITHIN_S)
         if exit_code == 0:
             return
+        try:
+            await self._finish()
+        finally:
+            if exit_code is None:
+                # Only now: one that is merely slow would still clean up if the harness were killed meanwhile.
+                self._child.kill()
+                await watch.wait(GUARDIAN_EXIT_WITHIN_S)
+
+    async def _finish(self) -> None:
+        """Do what the guardian has not done, or not yet: both only remove, so they may work side by side."""
         try:
             await asyncio.to_thread(guardian.remove_containers, self.label, self.scratch_directory)
         except OSError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.environment import guardian
+from harness.environment import ownership as ownership_module
 from harness.environment.ownership import Owner, Ownership, reap_stale
 from harness.environment.tests.small_system import owned_by, scratch_directories, wait_until
 from harness.errors import UsageError
@@ -144,6 +145,29 @@ async def test_release_cleans_up_itself_when_the_guardian_was_killed(temporary: 
 
     assert child.wait(5) == -signal.SIGKILL
     assert list(temporary.iterdir()) == []
+
+
+async def test_a_guardian_that_is_slow_is_helped_and_not_replaced(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it ended first, SIGKILL of the harness in that moment would leave the directory."""
+    ownership = Ownership.take("slow", temporary=temporary)
+    monkeypatch.setattr(ownership_module, "GUARDIAN_EXIT_WITHIN_S", 0.1)
+    lived: list[bool] = []
+    remove = guardian.remove_scratch
+
+    def look_and_remove(directory: Path) -> None:
+        lived.append(guardian.start_time_of(ownership.guardian_pid) is not None)
+        remove(directory)
+
+    monkeypatch.setattr(guardian, "remove_scratch", look_and_remove)
+    os.kill(ownership.guardian_pid, signal.SIGSTOP)
+
+    await ownership.release()
+
+    assert lived == [True]
+    assert guardian.start_time_of(ownership.guardian_pid) is None
+    assert scratch_directories(temporary) == []
 
 
 async def test_what_a_crash_of_harness_and_guardian_left_is_reaped_by_the_next_start(temporary: Path) -> None:
