@@ -93,11 +93,19 @@ async def find_image(docker: DockerSocket, tag: str, progress: Callable[[str], N
         await _pull(docker, tag)
     except (DockerError, TimeoutError) as error:
         why = str(error) or f"it took longer than {PULL_WITHIN_S:g} s"
-        raise EnvironmentFailedError(f"the image {tag} is not here and cannot be pulled ({why}); {REMEDY}") from error
+        raise EnvironmentFailedError(
+            f"the image {tag} is not here and cannot be pulled ({why}); {_remedy(tag)}"
+        ) from error
     found = await look_for_image(docker, tag)
     if found is None:
-        raise EnvironmentFailedError(f"the image {tag} was pulled, and is not in {docker.url}; {REMEDY}")
+        raise EnvironmentFailedError(f"the image {tag} was pulled, and is not in {docker.url}; {_remedy(tag)}")
     return found
+
+
+def _remedy(tag: str) -> str:
+    # Without a version only the pinned one is built.
+    version = tag.removeprefix("nats:").removesuffix("-scratch")
+    return f"{REMEDY.removesuffix('`')} --nats-version {version}`" if tag == nats_image(version) else REMEDY
 
 
 def _seen(docker: DockerSocket, tag: str) -> ImageSeen | None:
