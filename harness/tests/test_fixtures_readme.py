@@ -14,8 +14,8 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding=
 HEADING = "## Fixtures for your own tests\n"
 SECTION = README.partition(HEADING)[2].partition("\n## ")[0]
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", SECTION, flags=re.MULTILINE | re.DOTALL)
-STARTS_A_SYSTEM = {"live_run"}
-"""These have an example further down, which the scenarios are."""
+STARTS_A_SYSTEM = {"live_run", "shop"}
+"""These have an example further up, which the scenarios are."""
 
 
 def names_in(example: str) -> list[str]:
