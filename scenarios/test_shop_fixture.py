@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from harness.environment.cache import CACHE_VARIABLE, cache_directory
 
 if TYPE_CHECKING:
     import pytest
+
+# Now: pytester moves HOME, below which the cache lies by default, and nothing is to be built twice.
+CACHE = cache_directory()
 
 EXAMPLE = """
 from chaos.faults.partition import Partition
@@ -29,7 +33,7 @@ def test_a_strangers_test_storms_the_shop(pytester: pytest.Pytester, monkeypatch
     """One line of configuration names the system under test."""
     for name in [name for name in os.environ if name.startswith("PYTEST_ADDOPTS")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(Path.home()))  # the cache with Toxiproxy
+    monkeypatch.setenv(CACHE_VARIABLE, str(CACHE))
     pytester.makepyprojecttoml(
         """
         [tool.stormproof]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +26,7 @@ from harness.environment.ownership import Ownership
 from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.probes import probe_nats
 from harness.environment.supervised import Command
+from harness.environment.temporary import temporary_directory
 from harness.environment.wiring import base_variables
 from harness.errors import EnvironmentFailedError
 from harness.report.printable import printable
@@ -111,7 +111,7 @@ async def _start_and_ask(tag: str, ownership: Ownership, *, port: int) -> None:
     command = Command(
         name="trial",
         argv=("nats-server", "-a", LOOPBACK, "-p", str(port), "-js", "-sd", str(scratch)),
-        environment=base_variables(Path(tempfile.gettempdir())),
+        environment=base_variables(temporary_directory()),
         log_path=log,
         image=tag,
     )

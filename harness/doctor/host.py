@@ -22,6 +22,7 @@ from harness.environment.exit_watch import ExitWatch
 from harness.environment.guardian import OWNER_VARIABLE, has_proc
 from harness.environment.ownership import Ownership
 from harness.environment.ports import FIRST_PORT, LAST_PORT, PortLease
+from harness.environment.temporary import temporary_directory
 from harness.errors import EnvironmentFailedError
 
 PYTHON = "python"
@@ -63,7 +64,7 @@ async def cache(*, must_build: bool) -> Ability:
 
 async def temporary() -> Ability:
     """Where the stores and sockets of a run lie while it lasts."""
-    directory = Path(tempfile.gettempdir())
+    directory = temporary_directory()
     return await in_thread(
         lambda: _directory(
             TEMPORARY, directory, FREE_MIN_MB, "export TMPDIR=/a/directory/with/space", must_execute=False

@@ -18,13 +18,13 @@ import re
 import secrets
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.environment import guardian
 from harness.environment.exit_watch import ExitWatch
 from harness.environment.ports import lock_directory
+from harness.environment.temporary import temporary_directory
 from harness.errors import EnvironmentFailedError, UsageError
 
 GUARDIAN_EXIT_WITHIN_S = 2.0
@@ -104,7 +104,7 @@ class Ownership:
         # The name exists before the directory: a harness killed between the two leaves no directory, one killed after
         # leaves it to a guardian that already knows the name.
         name = f"{SCRATCH_PREFIX}{run_id[:RUN_ID_IN_NAME_MAX]}-{token}"
-        scratch = (temporary or Path(tempfile.gettempdir())) / name
+        scratch = (temporary or temporary_directory()) / name
         child, pipe = _start_guardian(owner, scratch, lock_directory(temporary))
         ownership = cls(owner, scratch, child, pipe)
         try:
@@ -190,7 +190,7 @@ def reap_stale(*, temporary: Path | None = None) -> Reaped:
         return owner is not None and not owner.is_alive and label not in guarded
 
     containers = directories = 0
-    for directory in (temporary or Path(tempfile.gettempdir())).glob(f"{SCRATCH_PREFIX}*"):
+    for directory in (temporary or temporary_directory()).glob(f"{SCRATCH_PREFIX}*"):
         marked = _marked_owner(directory, namespace)
         if marked is None or not is_stale(marked):
             continue

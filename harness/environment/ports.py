@@ -16,12 +16,12 @@ import ipaddress
 import os
 import random
 import socket
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from harness.environment import guardian
+from harness.environment.temporary import temporary_directory
 from harness.errors import EnvironmentFailedError, UsageError
 
 LOOPBACK = "127.0.0.1"
@@ -150,7 +150,7 @@ class PortLease:
 
 def lock_directory(temporary: Path | None = None) -> Path:
     """Where the lock files of all runs of this user lie: a private directory under the temporary directory."""
-    return (temporary or Path(tempfile.gettempdir())) / f"stormproof-ports-{os.geteuid()}"
+    return (temporary or temporary_directory()) / f"stormproof-ports-{os.geteuid()}"
 
 
 def why_taken(host: str, port: int) -> str | None:
