@@ -20,6 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolic
 from nats.js.errors import APIError, NotFoundError
 
 from harness.environment.concurrency import shielded
+from harness.environment.half_open import hang_up
 from harness.errors import EnvironmentFailedError
 from harness.records import Advisory, Channel, Consumer, Message, SpanId, TraceId
 
@@ -213,6 +214,7 @@ async def broker_records(access: BrokerAccess) -> AsyncIterator[BrokerRecords]:
     async def note(error: Exception) -> None:
         # Kept for the sentence below only: later the broker may be killed on purpose, and a failed read says so itself.
         seen[:] = [error]
+        hang_up(client)
 
     client = Client()
     try:

@@ -26,6 +26,7 @@ from harness.environment.choice import BACKENDS, EXTERNAL, BackendChoice
 from harness.environment.docker_engine import find_engine
 from harness.environment.docker_socket import DockerSocket, socket_path
 from harness.environment.guardian import OWNER_LABEL
+from harness.environment.half_open import hang_up
 from harness.environment.images import TOXIPROXY_IMAGE, find_image
 from harness.environment.nats_server import NatsServer, find_nats_server
 from harness.environment.opening import open_environment
@@ -153,15 +154,20 @@ async def run_of(
 @asynccontextmanager
 async def let_in(access: BrokerAccess) -> AsyncIterator[Client]:
     """A client of the broker that finds its way back when a server is gone for a while."""
-    client = await nats.connect(
+    client = Client()
+
+    async def on_error(_error: Exception) -> None:
+        hang_up(client)  # the broker is killed on purpose here
+
+    await client.connect(
         list(access.urls),
         user=access.user,
         password=access.password,
         tls=access.tls_context(),
         max_reconnect_attempts=-1,
-        reconnect_time_wait=0.05,
+        reconnect_time_wait=0.05,  # type: ignore[arg-type]  # annotated as whole seconds, and slept as it is
         ping_interval=1,
-        error_cb=_say_nothing,
+        error_cb=on_error,
     )
     try:
         yield client
@@ -237,7 +243,3 @@ async def killed_inside(choice: BackendChoice, directory: Path, temporary: Path)
         await asyncio.to_thread(harness.wait)
     assert said == b"inside\n"
     return harness.pid
-
-
-async def _say_nothing(_error: Exception) -> None:
-    """The broker is killed on purpose here."""

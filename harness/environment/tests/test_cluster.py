@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, StreamConfig
 
 from harness.environment.broker_access import BrokerAccess
+from harness.environment.half_open import hang_up
 from harness.environment.layout import CLUSTER_NODES, NOWHERE, monitoring_of, routes_of
 from harness.environment.loopback_http import exchange
 from harness.environment.ports import PortLease, why_taken
@@ -48,18 +49,19 @@ async def started(small: SmallCluster) -> SmallCluster:
 @asynccontextmanager
 async def connected(access: BrokerAccess) -> AsyncIterator[Client]:
     """A client that gets back by itself, silently: what is lost here is lost on purpose."""
+    client = Client()
 
-    async def ignore(_error: Exception) -> None:
-        """Nothing to say."""
+    async def on_error(_error: Exception) -> None:
+        hang_up(client)
 
-    client = await nats.connect(
+    await client.connect(
         list(access.urls),
         user=access.user,
         password=access.password,
         max_reconnect_attempts=-1,
-        reconnect_time_wait=0.05,
+        reconnect_time_wait=0.05,  # type: ignore[arg-type]  # annotated as whole seconds, and slept as it is
         dont_randomize=True,
-        error_cb=ignore,
+        error_cb=on_error,
     )
     try:
         yield client
