@@ -251,11 +251,16 @@ async def test_a_pause_holds_what_is_under_way_and_a_resume_lets_it_go_on(server
     async with connected(server.url()) as connection:
         await server.pause()
         answer = asyncio.get_running_loop().create_task(connection.fetchval("SELECT 42"))
-        states = {
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            for pid in processes_in(home_of(server) / "data")
-        }
-        assert states == {"T"}
+
+        def states() -> set[str]:
+            return {
+                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                for pid in processes_in(home_of(server) / "data")
+            }
+
+        await wait_until(
+            lambda: states() == {"T"}, what="the stop of all of its processes"
+        )  # the kernel takes a moment
         assert not answer.done()
 
         await server.resume()
