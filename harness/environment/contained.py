@@ -117,6 +117,11 @@ class Contained:
         """Whether its first process has not ended."""
         return self.process is not None and not self.process.has_ended
 
+    @property
+    def end(self) -> asyncio.Future[str]:
+        """Its end, once it is on record."""
+        return self.told
+
     async def ended_within(self, within_s: float) -> bool:
         """Whether its first process has ended in time; its end is on record then."""
         if self.process is not None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from harness.environment.concurrency import shielded
 from harness.environment.contained import Contained, words_of
@@ -28,8 +28,9 @@ from harness.environment.docker_stream import follow_log
 from harness.environment.guardian import CONTAINERS_MARKER, CREATING_PREFIX, OWNER_LABEL
 from harness.environment.images import find_image
 from harness.environment.probes import Probe
+from harness.environment.readiness import wait_until_ready
 from harness.environment.supervised import Command, log_tail
-from harness.environment.supervisor import KILL_WITHIN_S, READY_INTERVAL_S, UNWIND_GRACE_S, UnexpectedExit
+from harness.environment.supervisor import KILL_WITHIN_S, UNWIND_GRACE_S, UnexpectedExit
 from harness.errors import EnvironmentFailedError
 from harness.records import ProcessEvent
 
@@ -129,24 +130,8 @@ class ContainerHost:
     async def wait_ready(self, name: str, probe: Probe, *, within_s: float) -> None:
         """Wait until the probe returns None. Fails at once, with the log's tail, when the container ends first."""
         container = self._known(name)
-        deadline_s = time.monotonic() + within_s
-        while True:
-            seen = await _probe_or_end(probe, container)
-            if not container.is_running:
-                how = await container.wait_told()
-                raise EnvironmentFailedError(
-                    f"{name} ended with {how} before it was ready; "
-                    f"its log ({container.command.log_path}) ends:\n{self.log_tail(name)}"
-                )
-            if seen is None:
-                self._record(container, "ready", f"boot {container.boot}")
-                return
-            if time.monotonic() > deadline_s:
-                raise EnvironmentFailedError(
-                    f"{name} was not ready within {within_s:g} s: {seen}; "
-                    f"its log ({container.command.log_path}) ends:\n{self.log_tail(name)}"
-                )
-            await asyncio.wait({container.told}, timeout=READY_INTERVAL_S)
+        await wait_until_ready(container, probe, within_s=within_s)
+        self._record(container, "ready", f"boot {container.boot}")
 
     async def kill(self, name: str) -> None:
         """SIGKILL everything in the container, and wait for its end."""
@@ -321,19 +306,3 @@ class ContainerHost:
         )
         self._record_event(row)
         return row
-
-
-async def _probe_or_end(probe: Probe, container: Contained) -> str | None:
-    # Somebody else may hold the port and leave the probe hanging while the container has long died of that.
-    asking = asyncio.get_running_loop().create_task(_ask(probe))
-    try:
-        waits: set[asyncio.Future[Any]] = {asking, container.told}
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        asking.cancel()
-        await asyncio.wait({asking})
-    return asking.result() if not asking.cancelled() else "it ended"
-
-
-async def _ask(probe: Probe) -> str | None:
-    return await probe()

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import os
 import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +21,7 @@ from harness.environment.container_ownership import container_labels
 from harness.environment.docker_socket import ContainerState, DockerError, DockerSocket
 from harness.environment.guardian import CREATING_PREFIX, OWNER_VARIABLE
 from harness.environment.images import entry_point
-from harness.environment.supervised import _SEPARATOR, ARGV_CHARACTERS_MAX, Command
+from harness.environment.supervised import Command, open_log
 from harness.errors import EnvironmentFailedError
 
 # Of what a process of this host is told, what means nothing in a container: it has its own programs and no home.
@@ -48,7 +47,11 @@ async def launch_container(
     """
     spec = container_spec(command, boot=boot, owner_label=owner_label, scratch=scratch)
     creating = scratch / f"{CREATING_PREFIX}{spec.name}"
-    log = _opened_log(command, spec, boot=boot)
+    words = f"in {spec.image}: {shlex.join((spec.program, *spec.arguments))}"
+    try:
+        log = open_log(command, boot=boot, words=words)
+    except OSError as error:
+        raise EnvironmentFailedError(f"cannot write {command.log_path}: {error.strerror}") from error
     try:
         _write_accounts(spec)
         creating.touch()
@@ -145,19 +148,6 @@ async def _discard(name: str, creating: Path, error: Exception, docker: DockerSo
 
     with contextlib.suppress(DockerError):
         await asyncio.to_thread(discard)
-
-
-def _opened_log(command: Command, spec: ContainerSpec, *, boot: int) -> IO[bytes]:
-    try:
-        command.log_path.parent.mkdir(parents=True, exist_ok=True)
-        log = command.log_path.open("ab")
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        words = " ".join(shlex.join((spec.program, *spec.arguments)).split())[:ARGV_CHARACTERS_MAX]
-        log.write(f"{_SEPARATOR}boot {boot} of {command.name} at {now} in {spec.image}: {words}\n".encode())
-        log.flush()
-    except OSError as error:
-        raise EnvironmentFailedError(f"cannot write {command.log_path}: {error.strerror}") from error
-    return log
 
 
 def _owner_of(directory: Path) -> str:

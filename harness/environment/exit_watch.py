@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 LOOK_INTERVAL_S = 0.005
 
@@ -27,7 +26,8 @@ class ExitWatch:
         self._child = child
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[int] = self._loop.create_future()
+        # Done with the exit code. To be waited for with asyncio.wait, which cancels nothing.
+        self.ended: asyncio.Future[int] = self._loop.create_future()
         self._descriptor = -1
         if sys.platform == "linux":
             with contextlib.suppress(OSError):
@@ -40,32 +40,27 @@ class ExitWatch:
     @property
     def exit_code(self) -> int | None:
         """The exit code, None while the child runs."""
-        return self._ended.result() if self._ended.done() else None
+        return self.ended.result() if self.ended.done() else None
 
     async def wait(self, within_s: float | None = None) -> int | None:
         """The exit code once the child has ended; None when it has not within the given time."""
-        await asyncio.wait({self._ended}, timeout=within_s)
+        await asyncio.wait({self.ended}, timeout=within_s)
         return self.exit_code
-
-    async def wait_for_exit_or(self, other: asyncio.Task[str | None]) -> None:
-        """Return when the child has ended or the other task is done, whichever is first."""
-        waits: set[asyncio.Future[Any]] = {self._ended, other}
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
 
     def look(self) -> None:
         """Take note of an end that has happened but that the event loop has not come to yet."""
         exit_code = self._child.poll()
-        if exit_code is None or self._ended.done():
+        if exit_code is None or self.ended.done():
             return
         if self._descriptor >= 0:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
-        self._ended.set_result(exit_code)
+        self.ended.set_result(exit_code)
         if self._on_exit is not None:
             self._on_exit(exit_code)
 
     def _look_again(self) -> None:
         self.look()
-        if not self._ended.done():
+        if not self.ended.done():
             self._loop.call_later(LOOK_INTERVAL_S, self._look_again)

@@ -8,6 +8,7 @@ Does not: decide when; that is `supervisor`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shlex
@@ -66,6 +67,11 @@ class SupervisedProcess:
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self.watch.exit_code is None
+
+    @property
+    def end(self) -> asyncio.Future[int]:
+        """Its end; the result is its exit code."""
+        return self.watch.ended
 
     @property
     def pid(self) -> int:

@@ -9,7 +9,6 @@ Does not: restart anything by itself, and does not survive the harness (the guar
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import time
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from harness.environment.concurrency import shielded, together
 from harness.environment.exit_watch import ExitWatch
 from harness.environment.guardian import OWNER_VARIABLE
 from harness.environment.probes import Probe
+from harness.environment.readiness import wait_until_ready
 from harness.environment.supervised import Command, SupervisedProcess, launch, log_tail
 from harness.errors import EnvironmentFailedError
 from harness.records import ProcessEvent
 
-READY_INTERVAL_S = 0.01
 KILL_WITHIN_S = 5.0
 """SIGKILL takes milliseconds; a process that survives it this long hangs in the kernel."""
 
@@ -128,23 +127,8 @@ class Supervisor:
     async def wait_ready(self, name: str, probe: Probe, *, within_s: float) -> None:
         """Wait until the probe returns None. Fails at once, with the log's tail, when the process ends first."""
         process = self._known(name)
-        deadline_s = time.monotonic() + within_s
-        while True:
-            seen = await _probe_or_exit(probe, process)
-            if not process.is_running:
-                raise EnvironmentFailedError(
-                    f"{name} ended with {process.how_it_ended} before it was ready; "
-                    f"its log ({process.command.log_path}) ends:\n{self.log_tail(name)}"
-                )
-            if seen is None:
-                self._record(process, "ready", f"boot {process.boot}")
-                return
-            if time.monotonic() > deadline_s:
-                raise EnvironmentFailedError(
-                    f"{name} was not ready within {within_s:g} s: {seen}; "
-                    f"its log ({process.command.log_path}) ends:\n{self.log_tail(name)}"
-                )
-            await process.watch.wait(READY_INTERVAL_S)
+        await wait_until_ready(process, probe, within_s=within_s)
+        self._record(process, "ready", f"boot {process.boot}")
 
     async def kill(self, name: str) -> None:
         """SIGKILL the process and its group, and wait for its end."""
@@ -239,18 +223,3 @@ class Supervisor:
         )
         self.record(row)
         return row
-
-
-async def _probe_or_exit(probe: Probe, process: SupervisedProcess) -> str | None:
-    # Somebody else may hold the port and leave the probe hanging while the process has long died of that.
-    asking = asyncio.get_running_loop().create_task(_ask(probe))
-    try:
-        await process.watch.wait_for_exit_or(asking)
-    finally:
-        asking.cancel()
-        await asyncio.wait({asking})
-    return asking.result() if not asking.cancelled() else "it ended"
-
-
-async def _ask(probe: Probe) -> str | None:
-    return await probe()
