@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from harness.errors import EnvironmentFailedError
 
 if TYPE_CHECKING:
-    import asyncpg  # type: ignore[import-untyped]
+    import asyncpg
 
 MAINTENANCE_DATABASE = "postgres"
 """The database that is always there."""
@@ -78,24 +78,29 @@ class PostgresLogin:
 
     async def change_password(self, password: str) -> None:
         """Give the user another one. What crosses the wire is its verifier, so that no log can hold the password."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             await connection.execute(f"ALTER ROLE {self.user} PASSWORD '{_scram_verifier(password)}'")
 
     async def create_databases(self, *names: str) -> None:
         """Make those that are missing, empty."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             rows = await connection.fetch("SELECT datname FROM pg_database")
             for name in sorted(set(names) - {row[0] for row in rows}):
                 await connection.execute(f'CREATE DATABASE "{name}"')
 
     async def drop_databases(self, *names: str) -> None:
         """Remove those that are there, and end whoever is connected to them."""
-        async with self._connection() as connection:
+        async with self.connection() as connection:
             for name in names:
                 await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection to the maintenance database, for the scope.
+
+        Raises EnvironmentFailedError, without what was sent, when the server does not do as asked within
+        `STATEMENT_WITHIN_S` seconds or lets nobody in, and when asyncpg is not installed.
+        """
         try:
             import asyncpg  # noqa: PLC0415 - 70 ms, and an extra
         except ImportError:

@@ -88,6 +88,11 @@ class PostgresServer(HostedPart):
         """`postgresql://user:password@host:port/database`, past every proxy. It holds the password: never show it."""
         return f"postgresql://{SUPERUSER}:{quote(self._password, safe='')}@{self.address}/{_check_name(database)}"
 
+    @property
+    def login(self) -> PostgresLogin:
+        """The superuser's way in, past every proxy."""
+        return self._login(self._password)
+
     async def start(self) -> None:
         """Start it, on the data it left, if any, and wait until it serves; makes the databases that are missing."""
         await self.host.start(await self._command())
@@ -96,7 +101,7 @@ class PostgresServer(HostedPart):
             await self._login(self._first_password).change_password(self._password)
             self._first_password = None
         if self._databases:
-            await self._login(self._password).create_databases(*self._databases)
+            await self.login.create_databases(*self._databases)
 
     async def wait_ready(self) -> None:
         """Wait until a client would be served: the server is up and done with its recovery."""
@@ -105,12 +110,12 @@ class PostgresServer(HostedPart):
     async def create_database(self, name: str) -> str:
         """Make an empty database unless it is there; returns its URL."""
         url = self.url(name)
-        await self._login(self._password).create_databases(name)
+        await self.login.create_databases(name)
         return url
 
     async def drop_database(self, name: str) -> None:
         """Remove a database and end whoever is connected to it; nothing when it is not there."""
-        await self._login(self._password).drop_databases(_check_name(name))
+        await self.login.drop_databases(_check_name(name))
 
     async def _prepare(self) -> PostgresInstallation:
         if self._installation is None:
