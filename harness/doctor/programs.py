@@ -10,18 +10,18 @@ import re
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 from harness.doctor.ability import Ability, State, broken, later, works
 from harness.doctor.packages import install, installer
 from harness.environment.bounded_command import Finished, run_bounded
 from harness.environment.nats_server import DISTRIBUTION, find_nats_server
 from harness.environment.postgres_binary import find_postgres
+from harness.environment.said_version import NoVersionError, ask_version
 from harness.environment.toxiproxy_binary import cached_binary, find_toxiproxy
 from harness.environment.toxiproxy_build import GO_OLDEST, GO_VERSION_WITHIN_S, REMEDY, VERSION
 from harness.errors import StormproofError
 
-VERSION_WITHIN_S = 10.0
+LOCUST_VERSION_WITHIN_S = 10.0
 WORDS_MAX = 120
 
 NATS_SERVER = "nats-server"
@@ -40,10 +40,11 @@ async def nats_server() -> Ability:
         binary = find_nats_server()
     except StormproofError as error:
         return broken(NATS_SERVER, str(error).partition("; ")[0], install(DISTRIBUTION))
-    said = await _version_of(binary, "--version")
-    if isinstance(said, str):
-        return works(NATS_SERVER, str(binary), version=said)
-    return broken(NATS_SERVER, said.why, install(DISTRIBUTION, again=True))
+    try:
+        said = await ask_version(binary, "--version", _SAID)
+    except NoVersionError as error:
+        return broken(NATS_SERVER, f"{binary}: {error}", install(DISTRIBUTION, again=True))
+    return works(NATS_SERVER, str(binary), version=said[1])
 
 
 async def other_nats_servers() -> Ability:
@@ -64,8 +65,8 @@ async def toxiproxy(go: Ability, cache: Ability) -> Ability:
     binary = await find_toxiproxy(told.append)
     refused = "".join(f" ({line})" for line in told)
     if binary is not None:
-        said = await _version_of(binary, "-version")
-        return works(TOXIPROXY, f"{binary}{refused}", version=said if isinstance(said, str) else "")
+        said = await ask_version(binary, "-version", _SAID)
+        return works(TOXIPROXY, f"{binary}{refused}", version=said[1])
     if not cache.works:
         return broken(TOXIPROXY, f"not built yet{refused}, and the cache: {cache.why}", cache.remedy)
     if not go.works:
@@ -103,7 +104,7 @@ async def postgresql() -> Ability:
 async def locust() -> Ability:
     """The load generator; it is asked in a process of its own, as it always runs."""
     finished = await run_bounded(
-        (sys.executable, "-m", "locust", "--version"), environment=os.environ, within_s=VERSION_WITHIN_S
+        (sys.executable, "-m", "locust", "--version"), environment=os.environ, within_s=LOCUST_VERSION_WITHIN_S
     )
     said = _SAID.search(finished.output)
     if finished.exit_code == 0 and said is not None:
@@ -122,19 +123,3 @@ def _how_it_ended(finished: Finished) -> str:
     if finished.exit_code is None:
         return "did not end in time"
     return f"ended with {finished.exit_code} and said {finished.tail(1).strip()[:WORDS_MAX]!r}"
-
-
-class _NoVersion:
-    def __init__(self, why: str) -> None:
-        self.why = why
-
-
-async def _version_of(binary: Path, option: str) -> str | _NoVersion:
-    try:
-        finished = await run_bounded((str(binary), option), environment={"PATH": os.defpath}, within_s=VERSION_WITHIN_S)
-    except OSError as error:
-        return _NoVersion(f"{binary} does not start ({error.strerror})")
-    said = _SAID.search(finished.output)
-    if finished.exit_code != 0 or said is None:
-        return _NoVersion(f"`{binary} {option}` {_how_it_ended(finished)}")
-    return said[1]

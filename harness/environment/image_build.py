@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from harness.environment.bounded_command import run_bounded
 from harness.environment.docker_socket import DockerError, DockerSocket
 from harness.environment.docker_stream import open_stream, told_by
 from harness.environment.images import (
@@ -33,11 +32,12 @@ from harness.environment.images import (
     look_for_image,
     nats_image,
 )
+from harness.environment.said_version import NoVersionError, ask_version
 from harness.environment.toxiproxy_build import VERSION as TOXIPROXY_VERSION
 from harness.errors import EnvironmentFailedError
 
 BUILD_WITHIN_S = 300.0
-VERSION_WITHIN_S = 10.0
+_VERSION = re.compile(r"\d+\.\d+(?:\.\d+)?(?:-[A-Za-z][\w.]*)?")
 
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _ELF_64_LITTLE = b"\x7fELF\x02\x01"
@@ -128,13 +128,9 @@ async def build_image(
 async def version_of(binary: Path, option: str) -> str:
     """The version that a program says. Raises EnvironmentFailedError."""
     try:
-        finished = await run_bounded((str(binary), option), environment={}, within_s=VERSION_WITHIN_S)
-    except OSError as error:
-        raise EnvironmentFailedError(f"{binary} does not start ({error.strerror})") from error
-    said = re.search(r"\d+\.\d+(?:\.\d+)?(?:-[A-Za-z][\w.]*)?", finished.output)
-    if finished.exit_code != 0 or said is None:
-        raise EnvironmentFailedError(f"{binary} {option} ended with {finished.exit_code} and said:\n{finished.tail()}")
-    return said[0]
+        return (await ask_version(binary, option, _VERSION))[0]
+    except NoVersionError as error:
+        raise EnvironmentFailedError(f"{binary}: {error}") from error
 
 
 def must_be_static(binary: Path) -> None:

