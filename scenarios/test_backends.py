@@ -10,7 +10,7 @@ import pytest
 
 from chaos.faults.partition import Partition
 from harness.environment.choice import CONTAINER, EXTERNAL, BackendChoice
-from harness.environment.tests.backends import UNCLOSED, ensure_had, somebody
+from harness.environment.tests.backends import ensure_had, somebody
 from harness.errors import EnvironmentFailedError, UsageError
 from harness.live_run import live_run
 from scenarios.shop import SHOP
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from harness.runs import RunDirectory
 
-pytestmark = [pytest.mark.usefixtures("toxiproxy_binary"), pytest.mark.filterwarnings(UNCLOSED)]
+pytestmark = pytest.mark.usefixtures("toxiproxy_binary")
 
 PLAIN = BackendChoice()
 VARIANTS = {

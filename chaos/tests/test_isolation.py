@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import nats
-import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
@@ -20,6 +16,7 @@ from harness.environment.choice import BackendChoice
 from harness.environment.layout import CLUSTER_NODES
 from harness.environment.opening import open_environment
 from harness.environment.running import RunningEnvironment
+from harness.environment.tests.clients import let_in, published, stored
 from harness.environment.tests.small_system import owned_by
 from harness.environment.topology import Link, Topology
 from harness.errors import EnvironmentFailedError, PlanError, UsageError
@@ -51,25 +48,10 @@ async def environment(tmp_path: Path) -> AsyncIterator[RunningEnvironment]:
 
 @asynccontextmanager
 async def connected(environment: RunningEnvironment, *nodes: str) -> AsyncIterator[Client]:
-    """A client of these servers, through its proxies; what it loses on the way is lost on purpose."""
-
-    async def ignore(_error: Exception) -> None:
-        """Nothing to say."""
-
-    links = [environment.links[f"clients->{node}"] for node in nodes]
-    access = environment.broker.at([link.listen for link in links])
-    client = await nats.connect(
-        list(access.urls),
-        user=access.user,
-        password=access.password,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.05,
-        error_cb=ignore,
-    )
-    try:
+    """A client of these servers, through its proxies."""
+    access = environment.broker.at([environment.links[f"clients->{node}"].listen for node in nodes])
+    async with let_in(access) as client:
         yield client
-    finally:
-        await client.close()
 
 
 async def create_orders(environment: RunningEnvironment) -> None:
@@ -83,22 +65,11 @@ async def create_orders(environment: RunningEnvironment) -> None:
 
 async def is_acknowledged(client: Client, text: str, *, within_s: float = 1.0) -> bool:
     """Whether a publish is acknowledged within this time, tried again and again under one id."""
-    deadline_s = time.monotonic() + within_s
-    while time.monotonic() < deadline_s:
-        try:
-            await client.jetstream(timeout=1).publish("orders.created", text.encode(), headers={"Nats-Msg-Id": text})
-        except (nats.errors.Error, TimeoutError):
-            await asyncio.sleep(0.05)  # refused at once while there is no leader
-        else:
-            return True
-    return False
-
-
-async def stored(client: Client) -> list[str]:
-    """What the stream holds, in order."""
-    stream = client.jetstream(timeout=10)
-    last = (await stream.stream_info("ORDERS")).state.last_seq
-    return [((await stream.get_msg("ORDERS", number)).data or b"").decode() for number in range(1, last + 1)]
+    try:
+        await published(client.jetstream(), text, within_s=within_s)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def test_a_leader_isolated_from_its_peers_confirms_nothing_and_another_one_takes_over(

@@ -17,7 +17,6 @@ from pathlib import Path
 import nats
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
@@ -26,7 +25,6 @@ from harness.environment.choice import BACKENDS, EXTERNAL, BackendChoice
 from harness.environment.docker_engine import find_engine
 from harness.environment.docker_socket import DockerSocket, socket_path
 from harness.environment.guardian import OWNER_LABEL
-from harness.environment.half_open import hang_up
 from harness.environment.images import TOXIPROXY_IMAGE, find_image
 from harness.environment.nats_server import NatsServer, find_nats_server
 from harness.environment.opening import open_environment
@@ -35,19 +33,15 @@ from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.probes import probe_nats
 from harness.environment.running import RunningEnvironment
 from harness.environment.supervisor import Supervisor
+from harness.environment.tests.clients import STREAM
 from harness.environment.tests.small_system import small_topology
 from harness.environment.topology import Topology
 from harness.environment.toxiproxy import ToxiproxyClient
 from harness.environment.toxiproxy_binary import find_or_build_toxiproxy
 from harness.environment.toxiproxy_server import ToxiproxyServer
 
-STREAM = "ORDERS"
 PUBLISH_WITHIN_S = 5.0
 CUT_OFF_S = 0.5
-
-UNCLOSED = "ignore:unclosed <StreamWriter:ResourceWarning"
-"""nats-py 2.16 forgets the connection of an attempt that got no INFO (client.py, `_attempt_reconnect`): it must be
-suffered where servers come and go."""
 
 Open = Callable[[BackendChoice], AbstractAsyncContextManager[RunningEnvironment]]
 
@@ -56,6 +50,7 @@ import asyncio, os, sys
 from pathlib import Path
 from harness.environment.choice import BackendChoice
 from harness.environment.opening import open_environment
+from harness.environment.tests.clients import STREAM
 from harness.environment.tests.small_system import small_topology
 
 async def main():
@@ -151,30 +146,6 @@ async def run_of(
         yield environment
 
 
-@asynccontextmanager
-async def let_in(access: BrokerAccess) -> AsyncIterator[Client]:
-    """A client of the broker that finds its way back when a server is gone for a while."""
-    client = Client()
-
-    async def on_error(_error: Exception) -> None:
-        hang_up(client)  # the broker is killed on purpose here
-
-    await client.connect(
-        list(access.urls),
-        user=access.user,
-        password=access.password,
-        tls=access.tls_context(),
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.05,  # type: ignore[arg-type]  # annotated as whole seconds, and slept as it is
-        ping_interval=1,
-        error_cb=on_error,
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
 def containers_of(harness_pid: int) -> list[str]:
     """The names of all containers, running or not, whose owner is this harness."""
     return [
@@ -189,20 +160,6 @@ async def stream_on(jetstream: JetStreamContext, environment: RunningEnvironment
     await jetstream.add_stream(
         StreamConfig(name=STREAM, subjects=["orders.>"], num_replicas=environment.wiring.replicas)
     )
-
-
-async def published(jetstream: JetStreamContext, payload: bytes) -> str:
-    """Publish as a service does: again and again under one message id, until the stream has it."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                return (
-                    await jetstream.publish(
-                        "orders.created", payload, timeout=CUT_OFF_S, headers={"Nats-Msg-Id": payload.decode()}
-                    )
-                ).stream
-            except (nats.errors.Error, TimeoutError):
-                continue
 
 
 async def messages_kept(jetstream: JetStreamContext) -> int:

@@ -9,7 +9,8 @@ import pytest
 
 from harness.environment.choice import CLUSTER, CONTAINER, EMBEDDED, BackendChoice
 from harness.environment.nats_versions import find_nats_server_version
-from harness.environment.tests.backends import CUT_OFF_S, files_holding, let_in, run_of, seen_with, stream_on
+from harness.environment.tests.backends import CUT_OFF_S, files_holding, run_of, seen_with, stream_on
+from harness.environment.tests.clients import let_in
 from harness.environment.tests.conftest import absent
 from harness.environment.tests.small_system import small_process
 from harness.environment.topology import DATABASE, Link, Topology

@@ -23,23 +23,20 @@ from harness.environment.tests.backends import (
     CUT_OFF_S,
     OWNED,
     PUBLISH_WITHIN_S,
-    STREAM,
-    UNCLOSED,
     Open,
     containers_of,
     files_holding,
     killed_inside,
-    let_in,
     messages_kept,
-    published,
     seen_with,
     stream_on,
 )
+from harness.environment.tests.clients import STREAM, let_in, published
 from harness.environment.tests.small_system import owned_by, scratch_directories, wait_until
 from harness.environment.toxics import Direction, TimeoutToxic
 from harness.records import ProcessEvent
 
-pytestmark = [pytest.mark.usefixtures("temporary"), pytest.mark.filterwarnings(UNCLOSED)]
+pytestmark = pytest.mark.usefixtures("temporary")
 
 on_every_backend = pytest.mark.parametrize("choice", BACKENDS, indirect=True)
 on_every_own_backend = pytest.mark.parametrize("choice", OWNED, indirect=True)
@@ -120,9 +117,9 @@ async def test_a_cut_link_stops_messages_until_it_is_healed(choice: BackendChoic
             await jetstream.publish("orders.created", b"lost", timeout=CUT_OFF_S)
         for member in environment.links_of("orders->nats"):
             await environment.toxiproxy.enable(member.proxy)
-        ack = await published(jetstream, b"found")
+        stream = await published(jetstream, "found")
 
-    assert ack == STREAM
+    assert stream == STREAM
 
 
 @on_every_own_backend
@@ -157,7 +154,7 @@ async def test_the_leader_of_a_stream_is_a_role_and_can_be_killed(choice: Backen
         await environment.kill(leader)
         await environment.start(leader)
         again = await environment.resolve(f"leader:{STREAM}")
-        await published(jetstream, b"after")
+        await published(jetstream, "after")
         kept = await messages_kept(jetstream)
 
     assert leader in environment.nodes

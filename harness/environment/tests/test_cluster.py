@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import nats
@@ -15,13 +14,12 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, StreamConfig
 
-from harness.environment.broker_access import BrokerAccess
-from harness.environment.half_open import hang_up
 from harness.environment.layout import CLUSTER_NODES, NOWHERE, monitoring_of, routes_of
 from harness.environment.loopback_http import exchange
 from harness.environment.ports import PortLease, why_taken
 from harness.environment.probes import probe_nats
 from harness.environment.supervisor import Supervisor
+from harness.environment.tests.clients import let_in, published, stored
 from harness.environment.tests.small_cluster import SmallCluster, build_cluster
 from harness.environment.toxics import Direction, TimeoutToxic
 from harness.errors import EnvironmentFailedError, UsageError
@@ -46,56 +44,11 @@ async def started(small: SmallCluster) -> SmallCluster:
     return small
 
 
-@asynccontextmanager
-async def connected(access: BrokerAccess) -> AsyncIterator[Client]:
-    """A client that gets back by itself, silently: what is lost here is lost on purpose."""
-    client = Client()
-
-    async def on_error(_error: Exception) -> None:
-        hang_up(client)
-
-    await client.connect(
-        list(access.urls),
-        user=access.user,
-        password=access.password,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.05,  # type: ignore[arg-type]  # annotated as whole seconds, and slept as it is
-        dont_randomize=True,
-        error_cb=on_error,
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
 async def with_orders(client: Client) -> None:
     """Create a stream that all three servers keep, and a consumer."""
     stream = client.jetstream(timeout=10)
     await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], num_replicas=3))
     await stream.add_consumer("ORDERS", ConsumerConfig(durable_name="payments"))
-
-
-async def stored(client: Client) -> list[str]:
-    """What the stream holds, in order."""
-    stream = client.jetstream(timeout=10)
-    state = (await stream.stream_info("ORDERS")).state
-    messages = [await stream.get_msg("ORDERS", number) for number in range(1, state.last_seq + 1)]
-    return [(message.data or b"").decode() for message in messages]
-
-
-async def published(client: Client, text: str) -> None:
-    """Return when a publish was acknowledged, however often it takes."""
-    async with asyncio.timeout(ELECTION_WITHIN_S):
-        while True:
-            try:
-                await client.jetstream(timeout=1).publish(
-                    "orders.created", text.encode(), headers={"Nats-Msg-Id": text}
-                )
-            except (nats.errors.Error, TimeoutError):
-                await asyncio.sleep(0.05)  # refused at once while there is no leader
-            else:
-                return
 
 
 async def wait_for(condition: Callable[[], Awaitable[bool]], *, what: str) -> None:
@@ -216,7 +169,7 @@ async def test_a_stream_and_a_consumer_have_leaders_of_their_own_and_nobody_lead
     started: SmallCluster,
 ) -> None:
     """By the words a fault aims with."""
-    async with connected(started.wiring.access) as client:
+    async with let_in(started.wiring.access, dont_randomize=True) as client:
         await with_orders(client)
         stream = await client.jetstream().stream_info("ORDERS")
         consumer = await client.jetstream().consumer_info("ORDERS", "payments")
@@ -253,21 +206,21 @@ async def test_what_was_acknowledged_survives_the_death_of_the_leader_and_of_the
     started: SmallCluster,
 ) -> None:
     """Another one takes over; the dead one comes back and catches up; then all die at once and come back."""
-    async with connected(started.wiring.access) as client:
+    async with let_in(started.wiring.access, dont_randomize=True) as client:
         await with_orders(client)
-        await published(client, "before")
+        await published(client.jetstream(), "before")
         leader = await started.cluster.leader_of("ORDERS")
 
         await started.supervisor.kill(leader)
-        await published(client, "without it")
+        await published(client.jetstream(), "without it")
         assert await started.cluster.leader_of("ORDERS") != leader
         await started.cluster.nodes[leader].start()
-        await published(client, "with it again")
+        await published(client.jetstream(), "with it again")
 
         for node in CLUSTER_NODES:
             await started.supervisor.kill(node)
         await started.cluster.start()
-        await published(client, "all again")
+        await published(client.jetstream(), "all again")
 
         assert await stored(client) == ["before", "without it", "with it again", "all again"]
     assert await behind(started) == []
@@ -278,21 +231,21 @@ async def test_a_leader_cut_from_its_peers_acknowledges_nothing_and_nothing_ackn
 ) -> None:
     """The heart of it: the cut really isolates, the others go on, and the healed one drops what nobody confirmed."""
     access = started.wiring.access
-    async with connected(access) as client:
+    async with let_in(access, dont_randomize=True) as client:
         await with_orders(client)
-        await published(client, "before")
+        await published(client.jetstream(), "before")
     old = await started.cluster.leader_of("ORDERS")
     majority = [node for node in CLUSTER_NODES if node != old]
     about = routes_about(started, old)
     before = {link: await _crossed(started, link) for link in about}
     async with (
-        connected(access.at([started.wiring.listen(old)])) as isolated,
-        connected(access.at([started.wiring.listen(node) for node in majority])) as client,
+        let_in(access.at([started.wiring.listen(old)]), dont_randomize=True) as isolated,
+        let_in(access.at([started.wiring.listen(node) for node in majority]), dont_randomize=True) as client,
     ):
         await cut(started, about)
         with pytest.raises((nats.errors.Error, TimeoutError)):
             await isolated.jetstream(timeout=1).publish("orders.created", b"into the void")
-        await published(client, "meanwhile")
+        await published(client.jetstream(), "meanwhile")
 
         async def is_given_up() -> bool:
             return await routes(started, old) == []
@@ -304,7 +257,7 @@ async def test_a_leader_cut_from_its_peers_acknowledges_nothing_and_nothing_ackn
 
         await heal(started, about)
         await started.cluster.nodes[old].wait_ready()
-        await published(client, "after")
+        await published(client.jetstream(), "after")
 
         assert await stored(client) == ["before", "meanwhile", "after"]
         assert await stored(isolated) == ["before", "meanwhile", "after"], "asked through the healed one"

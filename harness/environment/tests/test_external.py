@@ -17,13 +17,13 @@ from harness.environment.external import external_access, is_left_over, proxy_pr
 from harness.environment.guardian import start_time_of
 from harness.environment.ownership import Owner
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.tests.backends import UNCLOSED, Somebody, killed_inside, let_in, run_of, somebody
+from harness.environment.tests.backends import Somebody, killed_inside, run_of, somebody
+from harness.environment.tests.clients import let_in
 from harness.environment.toxiproxy import ToxiproxyClient
 from harness.errors import EnvironmentFailedError, UsageError
 
 pytestmark = [
     pytest.mark.usefixtures("temporary", "toxiproxy_binary", "nats_binary"),
-    pytest.mark.filterwarnings(UNCLOSED),
 ]
 
 TOXIPROXY_URL = "http://127.0.0.1:8474"

@@ -10,24 +10,21 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import nats
-import nats.errors
-import nats.js.errors
 import pytest
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from harness.environment.broker_access import BrokerAccess, fresh_access
+from harness.environment.broker_access import fresh_access
 from harness.environment.nats_server import DISTRIBUTION, NatsServer
 from harness.environment.nats_versions import find_nats_server_version
 from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.supervisor import Supervisor
+from harness.environment.tests.clients import STREAM, let_in, published, stored
 from harness.environment.tests.conftest import absent
 from harness.environment.tests.small_cluster import build_cluster
 from harness.errors import EnvironmentFailedError
 
 OLD, MIDDLE = "2.11.11", "2.12.8"
-STREAM = "ORDERS"
 WORKER = "worker"
 ROUNDS_WITHIN_S = 30.0
 
@@ -41,27 +38,6 @@ async def versions(request: pytest.FixtureRequest) -> dict[str, Path]:
     except (EnvironmentFailedError, metadata.PackageNotFoundError) as error:
         absent(request, str(error))
         raise
-
-
-@asynccontextmanager
-async def connected(access: BrokerAccess) -> AsyncIterator[Client]:
-    """A client that comes back by itself."""
-
-    async def be_quiet(_error: Exception) -> None:
-        """Servers go away here on purpose."""
-
-    client = await nats.connect(
-        list(access.urls),
-        user=access.user,
-        password=access.password,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.05,
-        error_cb=be_quiet,
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 def version_of(client: Client) -> str:
@@ -82,7 +58,7 @@ class Publisher:
         """So many more."""
         for _ in range(count):
             name = f"order-{len(self.acknowledged)}"
-            await self._until_acknowledged(name)
+            await published(self.client.jetstream(), name, within_s=ROUNDS_WITHIN_S)
             async with self._one_more:
                 self.acknowledged.append(name)
                 self._one_more.notify_all()
@@ -92,24 +68,6 @@ class Publisher:
         wanted = len(self.acknowledged) + count
         async with asyncio.timeout(ROUNDS_WITHIN_S), self._one_more:
             await self._one_more.wait_for(lambda: len(self.acknowledged) >= wanted)
-
-    async def stored(self) -> list[str]:
-        """What the stream holds, by sequence."""
-        stream = self.client.jetstream()
-        state = (await stream.stream_info(STREAM)).state
-        numbers = range(state.first_seq, state.last_seq + 1)
-        return [((await stream.get_msg(STREAM, number)).data or b"").decode() for number in numbers]
-
-    async def _until_acknowledged(self, name: str) -> None:
-        async with asyncio.timeout(ROUNDS_WITHIN_S):
-            while True:
-                try:
-                    await self.client.jetstream(timeout=1).publish(
-                        "orders.created", name.encode(), headers={"Nats-Msg-Id": name}
-                    )
-                except (nats.errors.Error, nats.js.errors.Error):
-                    continue  # nobody can tell; with the same id it is stored once
-                return
 
 
 @asynccontextmanager
@@ -146,7 +104,7 @@ async def test_one_server_keeps_its_store_from_version_to_version(
         access=fresh_access([address]),
     )
     await server.start()
-    async with connected(server.access) as client:
+    async with let_in(server.access) as client:
         publisher = Publisher(client=client)
         stream = client.jetstream()
         await stream.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"], duplicate_window=120))
@@ -160,11 +118,11 @@ async def test_one_server_keeps_its_store_from_version_to_version(
             server.use(newer_binary)
             await server.start()
             await publisher.publish(10)
-            await publisher._until_acknowledged("order-0")  # a duplicate
+            await published(stream, "order-0")  # a duplicate
             await acknowledge(client, count=4)
 
             assert version_of(client) == version
-            assert await publisher.stored() == publisher.acknowledged
+            assert await stored(client) == publisher.acknowledged
             consumer = await stream.consumer_info(STREAM, WORKER)
             assert consumer.ack_floor is not None
             assert consumer.ack_floor.stream_seq == 4 * rounds
@@ -186,7 +144,7 @@ async def test_a_cluster_is_upgraded_server_by_server_under_load(
     small = build_cluster(supervisor, lease, tmp_path, nats_binary=versions[MIDDLE], toxiproxy_binary=toxiproxy_binary)
     await small.start()
     pinned = list(versions)[-1]
-    async with connected(small.wiring.access) as client:
+    async with let_in(small.wiring.access) as client:
         publisher = Publisher(client=client)
         await client.jetstream().add_stream(
             StreamConfig(name=STREAM, subjects=["orders.>"], num_replicas=3, duplicate_window=120)
@@ -200,8 +158,8 @@ async def test_a_cluster_is_upgraded_server_by_server_under_load(
                 await small.cluster.nodes[server.name].start()
                 await publisher.wait_for_more(20)  # while it is back
 
-        assert await publisher.stored() == publisher.acknowledged
+        assert await stored(client) == publisher.acknowledged
         assert len(publisher.acknowledged) >= 120
     for server in small.cluster._servers:
-        async with connected(server.access) as client:
+        async with let_in(server.access) as client:
             assert version_of(client) == pinned
