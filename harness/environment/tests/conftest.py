@@ -6,17 +6,21 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from harness.environment.choice import EXTERNAL, BackendChoice
+from harness.environment.docker_engine import find_engine
+from harness.environment.docker_socket import DockerSocket
 from harness.environment.nats_server import find_nats_server
 from harness.environment.ownership import Ownership
 from harness.environment.ports import PortLease
 from harness.environment.running import RunningEnvironment
 from harness.environment.supervisor import Supervisor
 from harness.environment.tests.backends import Open, ensure_had, run_of, somebody
+from harness.environment.tests.containers import nats_here
 from harness.errors import EnvironmentFailedError
 
 
@@ -96,3 +100,21 @@ def opened(tmp_path: Path) -> Open:
         return run_of(choice, tmp_path / "run")
 
     return started
+
+
+@pytest.fixture
+async def docker(request: pytest.FixtureRequest) -> DockerSocket:
+    """The real engine."""
+    if find_spec("testcontainers") is None:
+        absent(request, "testcontainers is not installed: pip install 'stormproof[containers]'")
+    try:
+        return await find_engine()
+    except EnvironmentFailedError as error:
+        absent(request, str(error))
+        raise
+
+
+@pytest.fixture
+async def image(docker: DockerSocket, nats_binary: Path) -> str:
+    """The pinned broker's image."""
+    return await nats_here(docker)

@@ -8,12 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
-from harness.environment.docker_engine import find_engine
 from harness.environment.docker_socket import DockerSocket
 from harness.environment.guardian import OWNER_LABEL
 from harness.environment.image_build import build_image, nats_recipe
@@ -21,21 +17,8 @@ from harness.environment.images import look_for_image, nats_image
 from harness.environment.nats_server import find_nats_server
 from harness.environment.probes import Probe, probe_nats
 from harness.environment.supervised import Command
-from harness.environment.tests.conftest import absent
-from harness.errors import EnvironmentFailedError
 
 CHUNK_BYTES = 64 * 1024
-
-
-async def engine_here(request: pytest.FixtureRequest) -> DockerSocket:
-    """Return the engine of this host; without one the test is skipped by name, or fails where backends are required."""
-    if find_spec("testcontainers") is None:
-        absent(request, "testcontainers is not installed: pip install 'stormproof[containers]'")
-    try:
-        return await find_engine()
-    except EnvironmentFailedError as error:
-        absent(request, str(error))
-        raise
 
 
 async def nats_here(docker: DockerSocket) -> str:

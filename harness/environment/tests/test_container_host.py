@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg
 import nats
 import pytest
 
@@ -29,9 +29,7 @@ from harness.environment.probes import probe_nats
 from harness.environment.supervised import Command
 from harness.environment.tests.containers import (
     CutEngine,
-    engine_here,
     nats_command,
-    nats_here,
     owned,
     serves,
     unix_server,
@@ -40,18 +38,6 @@ from harness.environment.tests.small_system import wait_until
 from harness.environment.toxiproxy_server import ToxiproxyServer
 from harness.errors import EnvironmentFailedError
 from harness.records import ProcessEvent
-
-
-@pytest.fixture
-async def docker(request: pytest.FixtureRequest) -> DockerSocket:
-    """The real engine."""
-    return await engine_here(request)
-
-
-@pytest.fixture
-async def image(docker: DockerSocket, nats_binary: Path) -> str:
-    """The pinned broker's image."""
-    return await nats_here(docker)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from harness.environment.docker_socket import DockerSocket
 from harness.environment.guardian import CONTAINERS_MARKER, CREATING_PREFIX, OWNER_LABEL
 from harness.environment.ownership import Owner, Ownership, reap_stale
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.tests.containers import CutEngine, engine_here, nats_command, nats_here, owned, serves
+from harness.environment.tests.containers import CutEngine, nats_command, owned, serves
 from harness.environment.tests.small_system import owned_by, scratch_directories, wait_until
 
 VANISH_WITHIN_S = 1.0
@@ -62,18 +62,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-async def docker(request: pytest.FixtureRequest) -> DockerSocket:
-    """The real engine."""
-    return await engine_here(request)
-
-
-@pytest.fixture
-async def image(docker: DockerSocket, nats_binary: Path) -> str:
-    """The pinned broker's image."""
-    return await nats_here(docker)
 
 
 @pytest.fixture

@@ -14,16 +14,10 @@ import pytest
 from harness.environment.docker_engine import find_engine
 from harness.environment.docker_socket import DEFAULT_SOCKET, DockerError, DockerSocket, socket_path
 from harness.environment.docker_stream import open_stream, told_by
-from harness.environment.tests.containers import engine_here, unix_server
+from harness.environment.tests.containers import unix_server
 from harness.errors import EnvironmentFailedError
 
 JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture
-async def docker(request: pytest.FixtureRequest) -> DockerSocket:
-    """The real engine."""
-    return await engine_here(request)
 
 
 async def test_what_is_not_there_is_refused_with_the_engines_own_words(docker: DockerSocket) -> None:

@@ -36,18 +36,11 @@ from harness.environment.images import (
     nats_image,
 )
 from harness.environment.postgres_image import postgres_recipe
-from harness.environment.tests.containers import engine_here
 from harness.errors import EnvironmentFailedError
 
 SCHEMA = Path(__file__).resolve().parents[2] / "report" / "schemas" / "images.schema.json"
 
 _NOT_HERE = r"nats:0\.0\.0-scratch is not here(.|\n)*`stormproof images build --nats-version 0\.0\.0`"
-
-
-@pytest.fixture
-async def docker(request: pytest.FixtureRequest) -> DockerSocket:
-    """The real engine."""
-    return await engine_here(request)
 
 
 @pytest.fixture
