@@ -415,7 +415,7 @@ def test_docker_stopped_midway_is_told_and_the_next_run_removes_what_docker_kept
         runs=runs,
         temporary=temporary,
         moment="environment ready",
-        harm=lambda pid: os.kill(pid, signal.SIGINT),
+        harm=lambda pid: os.kill(pid, signal.SIGTERM),
     )
 
     assert following.exit_code in (0, 2), following.said  # it may not have come to waiting for the signal yet
