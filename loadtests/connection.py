@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httptools
-from gevent import socket  # type: ignore[import-untyped]  # as of 26.9 it has no types
+from gevent import socket
 
 HTTP_PORT = 80
 READ_BYTES = 64 * 1024

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import gevent  # type: ignore[import-untyped]  # as of 26.9 it has no types
+import gevent
 from locust import events
 from locust.runners import LocalRunner
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
-import gevent  # type: ignore[import-untyped]  # as of 26.9 it has no types
+import gevent
 from locust import User, task
 
 from harness.records import Operation, Outcome

@@ -95,7 +95,7 @@ class Metrics:
     def rendered(self) -> bytes:
         """Everything in the Prometheus text format."""
         from prometheus_client.exposition import generate_latest  # noqa: PLC0415 - see the module's docstring
-        from prometheus_client.registry import CollectorRegistry  # noqa: PLC0415
+        from prometheus_client.registry import CollectorRegistry  # noqa: PLC0415 - see the module's docstring
 
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Snapshot(self._families.values()))
@@ -122,7 +122,7 @@ class _Snapshot:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        from prometheus_client.metrics_core import (  # noqa: PLC0415
+        from prometheus_client.metrics_core import (  # noqa: PLC0415 - see the module's docstring
             CounterMetricFamily,
             GaugeMetricFamily,
             HistogramMetricFamily,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from docker.errors import APIError, DockerException  # type: ignore[import-untyped]
+from docker.errors import APIError, DockerException
 from testcontainers.core.container import DockerContainer
 
 from harness.environment.contained import ContainerSpec

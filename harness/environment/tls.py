@@ -72,9 +72,9 @@ def _issue(now: datetime, lifetime: timedelta) -> tuple[x509.Certificate, x509.C
     # The authority's certificate, the server's, and the server's key as PEM. Elliptic curves: RSA keys take 100 times
     # as long to make.
     from cryptography import x509  # noqa: PLC0415 - as above
-    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID  # noqa: PLC0415
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 - as above
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 - as above
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID  # noqa: PLC0415 - as above
 
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority_name, server_name = (

@@ -8,9 +8,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from toxiproxy import Proxy, Toxiproxy  # type: ignore[import-untyped]
-from toxiproxy.api import APIConsumer  # type: ignore[import-untyped]
-from toxiproxy.exceptions import NotFound, ProxyExists  # type: ignore[import-untyped]
+from toxiproxy import Proxy, Toxiproxy
+from toxiproxy.api import APIConsumer
+from toxiproxy.exceptions import NotFound, ProxyExists
 
 from harness.environment.choice import BackendChoice
 from harness.fixtures.proxies import RunningProxies, proxies

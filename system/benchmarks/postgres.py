@@ -146,7 +146,7 @@ def start_postgres(parts: Parts) -> tuple[Part, PostgresCluster]:
 def _administer(url: str, statement: str) -> None:
     """Carry out a statement on a server that need not be ours, so that there may be no program for it."""
     try:
-        import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - whoever measures SQLite needs none
+        import asyncpg  # noqa: PLC0415 - whoever measures SQLite needs none
     except ImportError:
         raise PostgresUnavailableError("PostgreSQL is used through asyncpg: pip install asyncpg") from None
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Self
 
-import asyncpg  # type: ignore[import-untyped]  # it has no types
+import asyncpg
 
 from system.database import postgres_lines
 from system.database.errors import (

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped]  # it has no types
+import asyncpg
 
 CONNECT_WITHIN_S = 3.0
 CONNECT_AGAIN_MIN_S = 0.05

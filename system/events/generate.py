@@ -21,7 +21,7 @@ _GENERATOR_VERSION = re.compile(r"^# Protobuf Python Version:.*$|^    \d+,$", re
 
 def generate(destination: Path) -> None:
     """Run protoc over the source and leave both generated files below `destination`."""
-    from grpc_tools import protoc  # type: ignore[import-untyped]  # noqa: PLC0415 - only developers have it
+    from grpc_tools import protoc  # noqa: PLC0415 - only developers have it
 
     root = PACKAGE_DIRECTORY.parent.parent
     status = protoc.main(["protoc", f"-I{root}", f"--python_out={destination}", f"--pyi_out={destination}", SOURCE])

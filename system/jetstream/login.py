@@ -105,7 +105,7 @@ def _text_of(path: Path) -> str:
 
 
 def _check_seed(path: Path, seed: str) -> None:
-    import nkeys  # type: ignore[import-untyped]  # noqa: PLC0415 - costs 20 ms, and most processes log in otherwise
+    import nkeys  # noqa: PLC0415 - costs 20 ms, and most processes log in otherwise
 
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()

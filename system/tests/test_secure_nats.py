@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import nkeys  # type: ignore[import-untyped]
+import nkeys
 import pytest
 import uvloop
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -244,8 +245,6 @@ def test_a_link_out_of_the_scratch_directory_is_not_followed(temporary: Path) ->
 
 def test_reaping_is_cheap(temporary: Path) -> None:
     """It stands in the start budget of 1.5 s."""
-    import time  # noqa: PLC0415
-
     reap_stale(temporary=temporary)
     began_s = time.perf_counter()
     reap_stale(temporary=temporary)
