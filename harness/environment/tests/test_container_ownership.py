@@ -231,6 +231,7 @@ async def test_a_container_that_docker_creates_after_the_death_of_its_harness_is
     (ownership.scratch_directory / f"{CREATING_PREFIX}{name}").unlink()
 
 
+@pytest.mark.alone
 async def test_what_a_crash_of_harness_and_guardian_left_is_reaped_by_the_next_start(
     docker: DockerSocket, run: Run, strangers: list[str], temporary: Path
 ) -> None:
@@ -249,6 +250,7 @@ async def test_what_a_crash_of_harness_and_guardian_left_is_reaped_by_the_next_s
     assert exist(docker, strangers) == strangers
 
 
+@pytest.mark.alone
 async def test_containers_whose_scratch_directory_is_gone_are_reaped_by_the_next_run_with_containers(
     docker: DockerSocket, image: str, strangers: list[str], ownership: Ownership
 ) -> None:
@@ -272,6 +274,7 @@ async def test_containers_whose_scratch_directory_is_gone_are_reaped_by_the_next
     await host.close()
 
 
+@pytest.mark.alone
 async def test_a_stale_run_whose_docker_is_gone_loses_its_processes_now_and_its_containers_later(
     docker: DockerSocket, run: Run, temporary: Path, tmp_path: Path
 ) -> None:

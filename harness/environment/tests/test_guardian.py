@@ -171,6 +171,7 @@ async def test_a_guardian_that_is_slow_is_helped_and_not_replaced(
     assert scratch_directories(temporary) == []
 
 
+@pytest.mark.alone
 async def test_what_a_crash_of_harness_and_guardian_left_is_reaped_by_the_next_start(temporary: Path) -> None:
     """A later start removes what an earlier crash left, by label and marker."""
     with subprocess.Popen(
@@ -243,6 +244,7 @@ def test_a_link_out_of_the_scratch_directory_is_not_followed(temporary: Path) ->
     assert (precious / "file").exists()
 
 
+@pytest.mark.alone
 def test_reaping_is_cheap(temporary: Path) -> None:
     """It stands in the start budget of 1.5 s."""
     reap_stale(temporary=temporary)

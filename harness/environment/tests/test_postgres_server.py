@@ -32,6 +32,8 @@ from harness.environment.tests.small_system import owned_by, wait_until
 from harness.errors import EnvironmentFailedError, UsageError
 
 PASSWORD = "pass/word@with:odd-characters"  # noqa: S105 - of a server that lives for a second
+LIVING = f"{os.getpid()}:{guardian.start_time_of(os.getpid())}:elsewhere"
+"""The label of a run that is not over: what a crashed one left, any run on this machine may remove."""
 BUSY = "SELECT count(*) FROM (SELECT generate_series(1, 1000000000)) AS numbers"
 """Computes for minutes and asks nobody whether it should go on; as a set in FROM it would fill the disk instead."""
 
@@ -447,7 +449,7 @@ async def test_a_port_that_is_taken_is_said_with_the_servers_words(server: Postg
     """A stranger took it between the lease and the start."""
     other = make("other")
     other.address = server.address
-    other.host = FamilyHost(Supervisor(owner_label="1:1:other"))
+    other.host = FamilyHost(Supervisor(owner_label=LIVING))
 
     with pytest.raises(EnvironmentFailedError, match=r"Address already in use"):
         await other.start()
@@ -526,7 +528,7 @@ async def test_a_host_that_makes_up_pids_ends_nobody_elses_processes(
             await super().start(command)
             return 1
 
-    async with Elsewhere(owner_label="1:1:elsewhere") as host:
+    async with Elsewhere(owner_label=LIVING) as host:
         server = make()
         server.host = family = FamilyHost(host)
         await server.start()
