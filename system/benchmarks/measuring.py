@@ -34,7 +34,7 @@ _CHARGE = b'"kind":"charge"'
 
 def measure(plan: Plan, more: Mapping[str, str]) -> Measurement:
     """Measure one rate. more: further variables for the services. Raises BenchmarkError when a part breaks."""
-    with Parts() as parts:
+    with Parts(alone="orders" if plan.is_apart else None) as parts:
         shop = start_shop(parts, more)
         file = parts.directory / "record"
         with FsyncProbe(parts.directory) as probe:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -29,6 +29,7 @@ STOP_WITHIN_S = 20.0
 GUARDIAN_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.02
 LOG_TAIL_LINES = 15
+FEW_CORES = 2
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,12 +43,16 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a process is started. is_heard: its standard output is a pipe for us. user: who it runs as, None for us."""
+    """How a process is started. is_heard: its standard output is a pipe for us. user: who it runs as, None for us.
+
+    cores: those it may run on, none for all.
+    """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     is_heard: bool
     user: str | None
+    cores: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +81,14 @@ class Part:
 
 
 class Parts:
-    """Everything that was started, from `with` until its end. directory: theirs, empty at first."""
+    """Everything that was started, from `with` until its end. directory: theirs, empty at first.
 
-    def __init__(self) -> None:
+    alone: the part that has the first of two cores to itself, while the others share the second; None, or another
+    number of cores: everybody runs where the kernel likes.
+    """
+
+    def __init__(self, *, alone: str | None = None) -> None:
+        self._alone = alone
         self.directory = Path(tempfile.mkdtemp(prefix="stormproof-benchmark-"))
         self._started: dict[str, Part] = {}
         try:
@@ -116,7 +126,13 @@ class Parts:
         user: str | None = None,
     ) -> Part:
         """Start one process. is_heard: its standard output is a pipe for us instead of part of its log."""
-        recipe = Recipe(command=tuple(command), environment=environment or {}, is_heard=is_heard, user=user)
+        recipe = Recipe(
+            command=tuple(command),
+            environment=environment or {},
+            is_heard=is_heard,
+            user=user,
+            cores=self._cores_of(name),
+        )
         return self._start(name, recipe)
 
     def start_again(self, part: Part) -> Part:
@@ -125,7 +141,7 @@ class Parts:
 
     def _start(self, name: str, recipe: Recipe) -> Part:
         log = self.directory / f"{name}.log"
-        with log.open("ab") as said:
+        with log.open("ab") as said, _on(recipe.cores):
             process = subprocess.Popen(  # noqa: S603 - our own command, no shell
                 recipe.command,
                 stdin=subprocess.DEVNULL,
@@ -141,6 +157,12 @@ class Parts:
         part = Part(name=name, process=process, log=log, recipe=recipe)
         self._started[name] = part
         return part
+
+    def _cores_of(self, name: str) -> frozenset[int]:
+        cores = usable_cores()
+        if self._alone is None or len(cores) != FEW_CORES:
+            return frozenset()
+        return frozenset(cores[:1] if name == self._alone else cores[1:])
 
     def check(self) -> None:
         """Raise BenchmarkError when a part has ended that should run."""
@@ -171,6 +193,27 @@ class Parts:
             return part.process.wait(STOP_WITHIN_S) == 0
         self.kill(part)
         return False
+
+
+def usable_cores() -> list[int]:
+    """The cores that we may run on, where that can be told and chosen; else as many numbers as there are cores."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def _on(cores: frozenset[int]) -> Iterator[None]:
+    """Have what this thread starts within the scope run on these cores from its first instruction on."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def free_ports(count: int) -> list[int]:

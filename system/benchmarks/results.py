@@ -33,12 +33,16 @@ _NS_PER_MS = 1_000_000
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is asked for. The steady window of `seconds` follows `warm_up_s` at the same rate."""
+    """What is asked for. The steady window of `seconds` follows `warm_up_s` at the same rate.
+
+    is_apart: orders has a core to itself where there are two.
+    """
 
     rate_per_s: int
     seconds: float
     warm_up_s: float
     connections: int
+    is_apart: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

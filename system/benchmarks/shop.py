@@ -11,7 +11,6 @@ publish, because a wake-up across cores costs more than the work.
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
 import socket
 import sys
@@ -19,10 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from system.benchmarks.parts import LOOPBACK, BenchmarkError, Part, Parts, free_ports
+from system.benchmarks.parts import FEW_CORES, LOOPBACK, BenchmarkError, Part, Parts, free_ports, usable_cores
 
 PROBE_WITHIN_S = 2.0
-FEW_CORES = 2
 SERVICES = ("orders", "payments", "provider")
 """In the order in which they are stopped: who asks goes before who answers."""
 
@@ -97,7 +95,7 @@ def start_shop(parts: Parts, more: Mapping[str, str]) -> Shop:
         "nats-server": parts.start(
             "nats-server",
             (find_nats_server(), "-js", "-sd", "jetstream", "-a", LOOPBACK, "-p", str(broker)),
-            environment={"GOMAXPROCS": "1"} if (os.cpu_count() or 1) <= FEW_CORES else {},
+            environment={"GOMAXPROCS": "1"} if len(usable_cores()) <= FEW_CORES else {},
         ),
         "sink": parts.start("sink", (sys.executable, "-m", "system.benchmarks.sink", str(sink), str(sink_report))),
     }

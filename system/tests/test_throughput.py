@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from system.benchmarks import generator
+from system.benchmarks import generator, parts
 from system.benchmarks.generator import Generator, Record, due_ns
+from system.benchmarks.parts import Parts, usable_cores
 from system.benchmarks.probes import Disk, MachineCpu
 from system.benchmarks.results import Measurement, Observed, Plan, backlog_growth, measurement_of, percentile
 from system.benchmarks.sink import Sink
@@ -93,6 +94,25 @@ async def test_nothing_is_left_of_a_benchmark_that_was_killed(scratch: Path) -> 
 
     await wait_until(lambda: not any(map(_is_alive, children)), within_s=10, what="every process being gone")
     await wait_until(lambda: list(scratch.iterdir()) == [], within_s=10, what="the scratch directory being gone")
+
+
+@pytest.mark.parametrize("alone", ["orders", None])
+def test_of_two_cores_one_part_has_the_first_to_itself(alone: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its first instruction on, so that every thread is there; whoever measures stays where they were."""
+    cores = usable_cores()
+    two = cores[:2] if len(cores) > 1 else cores * 2  # on one core both have it
+    monkeypatch.setattr(parts, "usable_cores", lambda: two)
+    with Parts(alone=alone) as started:
+        placed = {
+            name: os.sched_getaffinity(started.start(name, ("sleep", "60")).process.pid)
+            for name in ("orders", "payments")
+        }
+
+    everywhere = set(cores)
+    assert placed == (
+        {"orders": {two[0]}, "payments": {two[1]}} if alone else {"orders": everywhere, "payments": everywhere}
+    )
+    assert os.sched_getaffinity(0) == everywhere
 
 
 @pytest.mark.parametrize(
