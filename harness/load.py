@@ -22,8 +22,8 @@ from harness.collection.history import FILE_NAME as HISTORY
 from harness.collection.load_summary import CANNOT_SAY, read_load_summary
 from harness.collection.load_summary import FILE_NAME as SUMMARY_FILE_NAME
 from harness.environment.concurrency import shielded
-from harness.environment.exit_watch import ExitWatch
-from harness.environment.supervised import Command, SupervisedProcess, launch, log_tail
+from harness.environment.processes.exit_watch import ExitWatch
+from harness.environment.processes.supervised import Command, SupervisedProcess, launch, log_tail
 from harness.environment.wiring import base_variables
 from harness.errors import EnvironmentFailedError
 

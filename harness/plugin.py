@@ -144,7 +144,7 @@ def run_directory(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirector
 @pytest.fixture(scope="session")
 def toxiproxy_binary(request: pytest.FixtureRequest) -> Path:
     """Return the real Toxiproxy's binary, built once if need be."""
-    from harness.environment.toxiproxy_binary import find_or_build_toxiproxy
+    from harness.environment.toxiproxy.binary import find_or_build_toxiproxy
     from harness.errors import StormproofError
 
     try:

@@ -31,7 +31,7 @@ from harness.stage import Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from harness.environment.broker_access import BrokerAccess
+    from harness.environment.nats.access import BrokerAccess
     from harness.plan import Plan
     from harness.planting import PlantedBug
     from harness.records import LoadSummary

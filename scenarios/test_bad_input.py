@@ -23,10 +23,10 @@ import pytest
 
 from harness.benchmarks.killing import wait_until
 from harness.benchmarks.leftovers import Left, left_of, suspect
-from harness.environment.docker_socket import HOST_VARIABLE, DockerError, DockerSocket
-from harness.environment.guardian import OWNER_LABEL, OWNER_VARIABLE, labels_of, start_time_of
-from harness.environment.image_build import build_image, nats_recipe, toxiproxy_recipe
-from harness.environment.nats_server import find_nats_server
+from harness.environment.containers.docker_socket import HOST_VARIABLE, DockerError, DockerSocket
+from harness.environment.containers.image_build import build_image, nats_recipe, toxiproxy_recipe
+from harness.environment.nats.server import find_nats_server
+from harness.environment.processes.guardian import OWNER_LABEL, OWNER_VARIABLE, labels_of, start_time_of
 from scenarios.command import start_stormproof
 
 if TYPE_CHECKING:

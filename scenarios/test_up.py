@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from harness.environment.broker_access import BrokerAccess
+from harness.environment.nats.access import BrokerAccess
 from scenarios.command import left_over, start_stormproof
 from scenarios.shop.producer import producer
 

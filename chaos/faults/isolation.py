@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from chaos.faults.fault import Grip
 from chaos.faults.partition import PartitionedLink
-from harness.environment import toxics
 from harness.environment.running import LEADER
+from harness.environment.toxiproxy import toxics
 from harness.errors import PlanError, UsageError
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from chaos.faults.fault import Grip
-from harness.environment import toxics
 from harness.environment.concurrency import together
+from harness.environment.toxiproxy import toxics
 from harness.errors import EnvironmentFailedError
 
 if TYPE_CHECKING:

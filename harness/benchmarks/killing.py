@@ -22,7 +22,13 @@ from pathlib import Path
 
 from harness.benchmarks.leftovers import Left, left_of, suspect
 from harness.benchmarks.victims import WAITING_TEST, Moment, Victim
-from harness.environment.guardian import GUARDIAN_VARIABLE, OWNER_VARIABLE, labels_of, own_processes, start_time_of
+from harness.environment.processes.guardian import (
+    GUARDIAN_VARIABLE,
+    OWNER_VARIABLE,
+    labels_of,
+    own_processes,
+    start_time_of,
+)
 from harness.errors import EnvironmentFailedError
 
 LIFE_WITHIN_S = 180.0

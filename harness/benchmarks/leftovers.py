@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from harness.environment.docker_socket import DockerError, DockerSocket, socket_path
-from harness.environment.guardian import OWNER_LABEL, labels_of, own_processes, start_time_of
+from harness.environment.containers.docker_socket import DockerError, DockerSocket, socket_path
+from harness.environment.processes.guardian import OWNER_LABEL, labels_of, own_processes, start_time_of
 
 LOCKS_PREFIX = "stormproof-ports-"
 SCRATCH_PREFIX = "stormproof-"

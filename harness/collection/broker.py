@@ -20,7 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolic
 from nats.js.errors import APIError, NotFoundError
 
 from harness.environment.concurrency import shielded
-from harness.environment.half_open import hang_up
+from harness.environment.nats.half_open import hang_up
 from harness.errors import EnvironmentFailedError
 from harness.records import Advisory, Channel, Consumer, Message, SpanId, TraceId
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
     from nats.js.api import ConsumerInfo
 
-    from harness.environment.broker_access import BrokerAccess
+    from harness.environment.nats.access import BrokerAccess
 
 ADVISORIES = "STORMPROOF_ADVISORIES"
 _ADVISORY_SUBJECTS = ["$JS.EVENT.ADVISORY.CONSUMER.>", "$JS.EVENT.ADVISORY.STREAM.>"]

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from harness.commands.conducting import print_json, progress
-from harness.environment.docker_engine import find_engine
-from harness.environment.image_build import build_image, nats_recipe, toxiproxy_recipe, version_of
-from harness.environment.images import POSTGRES_IMAGE, TOXIPROXY_IMAGE, built_images, look_for_image, nats_image
-from harness.environment.nats_server import find_nats_server
-from harness.environment.nats_versions import find_nats_server_version
-from harness.environment.postgres_image import postgres_recipe
-from harness.environment.toxiproxy_binary import find_or_build_toxiproxy
+from harness.environment.containers.engine import find_engine
+from harness.environment.containers.image_build import build_image, nats_recipe, toxiproxy_recipe, version_of
+from harness.environment.containers.images import (
+    POSTGRES_IMAGE,
+    TOXIPROXY_IMAGE,
+    built_images,
+    look_for_image,
+    nats_image,
+)
+from harness.environment.containers.postgres_image import postgres_recipe
+from harness.environment.nats.server import find_nats_server
+from harness.environment.nats.versions import find_nats_server_version
+from harness.environment.toxiproxy.binary import find_or_build_toxiproxy
 from harness.errors import StormproofError
 from harness.report.tables import console_for, table_of
 
@@ -23,9 +29,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine, Mapping
 
-    from harness.environment.docker_socket import DockerSocket
-    from harness.environment.image_build import ImageRecipe
-    from harness.environment.images import ImageSeen
+    from harness.environment.containers.docker_socket import DockerSocket
+    from harness.environment.containers.image_build import ImageRecipe
+    from harness.environment.containers.images import ImageSeen
 
 SCHEMA = "stormproof.images/1"
 EXIT_BROKEN = 3

@@ -17,15 +17,15 @@ from harness.doctor.ability import Ability, State, broken, later, unknown, works
 from harness.doctor.examining import in_thread
 from harness.doctor.packages import install, package
 from harness.environment.concurrency import shielded
-from harness.environment.container_host import ContainerHost
-from harness.environment.docker_engine import REMEDY, find_engine
-from harness.environment.docker_socket import HOST_VARIABLE, DockerError, DockerSocket, socket_path
-from harness.environment.images import POSTGRES_IMAGE, TOXIPROXY_IMAGE, look_for_image, nats_image
-from harness.environment.nats_server import DISTRIBUTION
-from harness.environment.ownership import Ownership
+from harness.environment.containers.docker_socket import HOST_VARIABLE, DockerError, DockerSocket, socket_path
+from harness.environment.containers.engine import REMEDY, find_engine
+from harness.environment.containers.host import ContainerHost
+from harness.environment.containers.images import POSTGRES_IMAGE, TOXIPROXY_IMAGE, look_for_image, nats_image
+from harness.environment.nats.server import DISTRIBUTION
 from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.probes import probe_nats
-from harness.environment.supervised import Command
+from harness.environment.processes.ownership import Ownership
+from harness.environment.processes.supervised import Command
 from harness.environment.temporary import temporary_directory
 from harness.environment.wiring import base_variables
 from harness.errors import EnvironmentFailedError

@@ -10,8 +10,8 @@ from harness.environment.choice import EXTERNAL, BackendChoice
 from harness.environment.external import external_access, external_addresses
 from harness.environment.probes import probe_nats
 from harness.environment.topology import BROKER
-from harness.environment.toxiproxy import ToxiproxyClient
-from harness.environment.toxiproxy_server import TOXIPROXY
+from harness.environment.toxiproxy.client import ToxiproxyClient
+from harness.environment.toxiproxy.server import TOXIPROXY
 from harness.errors import EnvironmentFailedError
 
 YOUR_BROKER = "your broker"

@@ -18,10 +18,10 @@ from harness.doctor.ability import Ability, broken, works
 from harness.doctor.examining import in_thread
 from harness.environment.cache import CACHE_VARIABLE, cache_directory
 from harness.environment.concurrency import shielded
-from harness.environment.exit_watch import ExitWatch
-from harness.environment.guardian import OWNER_VARIABLE, has_proc
-from harness.environment.ownership import Ownership
 from harness.environment.ports import FIRST_PORT, LAST_PORT, PortLease
+from harness.environment.processes.exit_watch import ExitWatch
+from harness.environment.processes.guardian import OWNER_VARIABLE, has_proc
+from harness.environment.processes.ownership import Ownership
 from harness.environment.temporary import temporary_directory
 from harness.errors import EnvironmentFailedError
 

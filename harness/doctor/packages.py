@@ -14,7 +14,7 @@ import sys
 from importlib import metadata
 
 from harness.doctor.ability import Ability, broken, works
-from harness.environment.bounded_command import run_bounded
+from harness.environment.processes.bounded_command import run_bounded
 from harness.environment.wheels import has_pip
 
 OURS = "stormproof"

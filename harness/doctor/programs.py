@@ -13,12 +13,12 @@ import sys
 
 from harness.doctor.ability import Ability, State, broken, later, works
 from harness.doctor.packages import install, installer
-from harness.environment.bounded_command import Finished, run_bounded
-from harness.environment.nats_server import DISTRIBUTION, find_nats_server
-from harness.environment.postgres_binary import find_postgres
-from harness.environment.said_version import NoVersionError, ask_version
-from harness.environment.toxiproxy_binary import cached_binary, find_toxiproxy
-from harness.environment.toxiproxy_build import GO_OLDEST, GO_VERSION_WITHIN_S, REMEDY, VERSION
+from harness.environment.nats.server import DISTRIBUTION, find_nats_server
+from harness.environment.postgres.binary import find_postgres
+from harness.environment.processes.bounded_command import Finished, run_bounded
+from harness.environment.processes.said_version import NoVersionError, ask_version
+from harness.environment.toxiproxy.binary import cached_binary, find_toxiproxy
+from harness.environment.toxiproxy.build import GO_OLDEST, GO_VERSION_WITHIN_S, REMEDY, VERSION
 from harness.errors import StormproofError
 
 LOCUST_VERSION_WITHIN_S = 10.0

@@ -20,8 +20,8 @@ from harness.doctor.report import POSTGRES_OPTION, TLS_OPTION, Rehearsal, Report
 from harness.environment.choice import CLUSTER, CLUSTER_CONTAINER, CONTAINER, EMBEDDED, BackendChoice
 from harness.environment.concurrency import shielded
 from harness.environment.opening import open_environment
-from harness.environment.ownership import Ownership
 from harness.environment.ports import LOOPBACK
+from harness.environment.processes.ownership import Ownership
 from harness.environment.topology import Topology
 
 WITHIN_S = 90.0

@@ -18,7 +18,7 @@ from harness.doctor.examining import examine
 from harness.doctor.packages import package
 from harness.doctor.report import POSTGRES_CLIENT, TLS_LIBRARY
 from harness.environment.choice import BackendChoice
-from harness.environment.toxiproxy_binary import BINARY_NAME, cached_binary
+from harness.environment.toxiproxy.binary import BINARY_NAME, cached_binary
 
 _TOLD = (
     host.PYTHON,

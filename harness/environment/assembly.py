@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from harness.environment.cluster import NatsCluster
-from harness.environment.cluster_config import cluster_block, fresh_route_password
-from harness.environment.container_host import ContainerHost
+from harness.environment.containers.host import ContainerHost
+from harness.environment.containers.images import POSTGRES_IMAGE, TOXIPROXY_IMAGE, nats_image
 from harness.environment.external import external_broker, external_proxies
 from harness.environment.host import ProcessHost
-from harness.environment.images import POSTGRES_IMAGE, TOXIPROXY_IMAGE, nats_image
 from harness.environment.layout import monitoring_of
-from harness.environment.nats_server import DISTRIBUTION, NO_CLUSTER, NatsServer, find_nats_server
-from harness.environment.nats_versions import NatsVersion, find_nats_server_version
+from harness.environment.nats.cluster import NatsCluster
+from harness.environment.nats.cluster_config import cluster_block, fresh_route_password
+from harness.environment.nats.server import DISTRIBUTION, NO_CLUSTER, NatsServer, find_nats_server
+from harness.environment.nats.versions import NatsVersion, find_nats_server_version
 from harness.environment.parts import Broker, OneServer, Parts
-from harness.environment.postgres_server import PostgresServer
+from harness.environment.postgres.server import PostgresServer
 from harness.environment.run_site import Site
 from harness.environment.topology import BROKER, DATABASE
-from harness.environment.toxiproxy_binary import find_or_build_toxiproxy
-from harness.environment.toxiproxy_server import TOXIPROXY, ToxiproxyServer
+from harness.environment.toxiproxy.binary import find_or_build_toxiproxy
+from harness.environment.toxiproxy.server import TOXIPROXY, ToxiproxyServer
 from harness.errors import EnvironmentFailedError
 
 PASSWORD_BYTES = 24

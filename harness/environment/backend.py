@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from harness.environment.broker_access import BrokerAccess
 from harness.environment.links import NetworkLink
-from harness.environment.supervisor import Supervisor
+from harness.environment.nats.access import BrokerAccess
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.topology import Topology, Wiring
-from harness.environment.toxiproxy import ToxiproxyClient
+from harness.environment.toxiproxy.client import ToxiproxyClient
 
 
 class Environment(Protocol):

@@ -3,7 +3,7 @@
 Promises: a thing stands under its name complete or not at all, also after SIGKILL or a power cut in the middle; whoever
 comes second waits for the first; every process of the work ends with the harness, for it has a guardian of its own.
 
-Does not: know what is made (`toxiproxy_binary`, `nats_versions`, `postgres_template`), and never empties itself.
+Does not: know what is made (`toxiproxy.binary`, `nats.versions`, `postgres.template`), and never empties itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.environment.concurrency import shielded
-from harness.environment.guardian import OWNER_VARIABLE
-from harness.environment.ownership import Ownership
+from harness.environment.processes.guardian import OWNER_VARIABLE
+from harness.environment.processes.ownership import Ownership
 from harness.errors import EnvironmentFailedError
 
 CACHE_VARIABLE = "STORMPROOF_CACHE"

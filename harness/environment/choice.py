@@ -43,7 +43,7 @@ class BackendChoice:
         if self.name not in BACKENDS:
             raise UsageError(f"there is no backend {self.name!r}; there is: {', '.join(BACKENDS)}")
         if self.nats_version is not None:
-            from harness.environment.nats_versions import NatsVersion  # noqa: PLC0415 - seldom needed
+            from harness.environment.nats.versions import NatsVersion  # noqa: PLC0415 - seldom needed
 
             NatsVersion.parse(self.nats_version)
         if self.is_external:

@@ -16,20 +16,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from harness.environment.broker_access import BrokerAccess
 from harness.environment.choice import BackendChoice
 from harness.environment.concurrency import together
 from harness.environment.links import NetworkLink
-from harness.environment.ownership import Owner, namespace_of
+from harness.environment.nats.access import BrokerAccess
 from harness.environment.parts import HostedPart, OneServer
 from harness.environment.ports import split_address
 from harness.environment.probes import Probe, probe_nats
+from harness.environment.processes.ownership import Owner, namespace_of
 from harness.environment.run_site import Site
 from harness.environment.somebodys_host import SomebodysHost
 from harness.environment.topology import BROKER
-from harness.environment.toxics import Direction
-from harness.environment.toxiproxy import ToxiproxyClient
-from harness.environment.toxiproxy_server import TOXIPROXY
+from harness.environment.toxiproxy.client import ToxiproxyClient
+from harness.environment.toxiproxy.server import TOXIPROXY
+from harness.environment.toxiproxy.toxics import Direction
 from harness.errors import EnvironmentFailedError, UsageError
 
 ANSWER_WITHIN_S = 5.0

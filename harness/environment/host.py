@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from harness.environment.probes import Probe
-from harness.environment.supervised import Command
+from harness.environment.processes.supervised import Command
 
 
 class ProcessHost(Protocol):

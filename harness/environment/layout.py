@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from harness.environment.topology import BROKER, DATABASE, Link, Topology
-from harness.environment.toxiproxy_server import TOXIPROXY
+from harness.environment.toxiproxy.server import TOXIPROXY
 from harness.errors import UsageError
 
 CLUSTER_NODES = ("nats-1", "nats-2", "nats-3")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.environment.toxiproxy import ToxiproxyClient
+from harness.environment.toxiproxy.client import ToxiproxyClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from harness.environment.addresses import assign_addresses, assign_links
 from harness.environment.assembly import assemble
-from harness.environment.broker_access import fresh_access
 from harness.environment.choice import BackendChoice
 from harness.environment.concurrency import shielded
 from harness.environment.external import external_access, external_addresses, proxy_prefix
 from harness.environment.layout import layout_of
-from harness.environment.ownership import Ownership, Reaped, reap_stale
+from harness.environment.nats.access import fresh_access
 from harness.environment.ports import PortLease
 from harness.environment.private_files import write_private
+from harness.environment.processes.ownership import Ownership, Reaped, reap_stale
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.run_site import Progress, Site
 from harness.environment.running import RunningEnvironment, StartWrapper
-from harness.environment.supervisor import Supervisor
 from harness.environment.tls import make_certificates
 from harness.environment.topology import Topology
 from harness.environment.wiring import RunWiring, base_variables

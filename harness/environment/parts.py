@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harness.environment.host import ProcessHost
-from harness.environment.toxiproxy import ToxiproxyClient
+from harness.environment.toxiproxy.client import ToxiproxyClient
 
 
 class Part(Protocol):

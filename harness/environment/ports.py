@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from harness.environment import guardian
+from harness.environment.processes import guardian
 from harness.environment.temporary import temporary_directory
 from harness.errors import EnvironmentFailedError, UsageError
 

@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from harness.environment.broker_access import BrokerAccess
 from harness.environment.loopback_http import HttpError, exchange
+from harness.environment.nats.access import BrokerAccess
 
 PROBE_TIMEOUT_S = 1.0
 NATS_LINE_BYTES_MAX = 64 * 1024

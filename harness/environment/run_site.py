@@ -8,8 +8,8 @@ from pathlib import Path
 
 from harness.environment.choice import BackendChoice
 from harness.environment.layout import Layout
-from harness.environment.nats_server import ServerTls
-from harness.environment.supervisor import Supervisor
+from harness.environment.nats.server import ServerTls
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.wiring import RunWiring
 
 Progress = Callable[[str], None]

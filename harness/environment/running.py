@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from harness.environment.broker_access import BrokerAccess
 from harness.environment.concurrency import together
 from harness.environment.layout import monitoring_of
 from harness.environment.links import NetworkLink
+from harness.environment.nats.access import BrokerAccess
 from harness.environment.parts import Part, Parts
 from harness.environment.probes import PROBE_TIMEOUT_S, probe_http, probe_nats, probe_postgres, probe_route
+from harness.environment.processes.supervisor import UNWIND_GRACE_S
+from harness.environment.processes.system_process import SystemProcess
 from harness.environment.run_site import Site
-from harness.environment.supervisor import UNWIND_GRACE_S
-from harness.environment.system_process import SystemProcess
 from harness.environment.topology import DATABASE, ProcessSpec, Topology
-from harness.environment.toxiproxy import ToxiproxyClient
+from harness.environment.toxiproxy.client import ToxiproxyClient
 from harness.errors import UsageError
 
 StartWrapper = Callable[[ProcessSpec], tuple[str, ...]]

@@ -9,7 +9,7 @@ import asyncio
 import time
 
 from harness.environment.probes import Probe
-from harness.environment.supervised import Command
+from harness.environment.processes.supervised import Command
 from harness.errors import EnvironmentFailedError
 
 ASK_EVERY_S = 0.05

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from harness.environment.probes import probe_nats, probe_postgres
 from harness.environment.topology import DATABASE
-from harness.environment.toxiproxy import ToxiproxyClient
-from harness.environment.toxiproxy_server import TOXIPROXY
+from harness.environment.toxiproxy.client import ToxiproxyClient
+from harness.environment.toxiproxy.server import TOXIPROXY
 from harness.errors import EnvironmentFailedError
 
 if TYPE_CHECKING:

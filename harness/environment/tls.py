@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.environment.nats_server import ServerTls
+from harness.environment.nats.server import ServerTls
 from harness.environment.ports import LOOPBACK
 from harness.environment.private_files import write_private
 from harness.errors import EnvironmentFailedError, PlanError

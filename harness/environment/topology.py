@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness.environment.broker_access import BrokerAccess
+from harness.environment.nats.access import BrokerAccess
 from harness.errors import PlanError
 
 BROKER = "nats"

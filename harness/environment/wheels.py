@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from harness.environment.bounded_command import Finished, run_bounded
 from harness.environment.cache import PROGRESS_INTERVAL_S
+from harness.environment.processes.bounded_command import Finished, run_bounded
 from harness.errors import EnvironmentFailedError
 
 INSTALL_WITHIN_S = 600.0

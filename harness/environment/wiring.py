@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from harness.environment.broker_access import BrokerAccess
 from harness.environment.links import NetworkLink
+from harness.environment.nats.access import BrokerAccess
 from harness.environment.private_files import write_private
 from harness.environment.topology import BROKER, DATABASE
 from harness.errors import UsageError

@@ -28,12 +28,12 @@ from harness.doctor.ability import Ability, State, all_of, broken, later, unknow
 from harness.doctor.examining import examine, in_thread
 from harness.doctor.page import print_report
 from harness.doctor.report import POSTGRES_CLIENT, TLS_LIBRARY, Rehearsal, Report, needs_of, put_together, words_of
-from harness.environment import said_version
 from harness.environment.cache import CACHE_VARIABLE
 from harness.environment.choice import BACKENDS, CLUSTER, CONTAINER, EMBEDDED, EXTERNAL, BackendChoice
-from harness.environment.docker_socket import HOST_VARIABLE
-from harness.environment.guardian import labels_of, own_processes
+from harness.environment.containers.docker_socket import HOST_VARIABLE
 from harness.environment.opening import open_environment
+from harness.environment.processes import said_version
+from harness.environment.processes.guardian import labels_of, own_processes
 from harness.environment.tests.small_system import scratch_directories, small_topology
 from harness.environment.topology import Topology
 from harness.errors import EnvironmentFailedError, UsageError
@@ -492,7 +492,7 @@ async def test_no_docker_is_told_with_a_command_that_brings_it(short: Path, monk
     """What the command is depends on what is here."""
     chosen = await containers.engine()
     monkeypatch.delenv(HOST_VARIABLE)
-    monkeypatch.setattr("harness.environment.docker_socket.DEFAULT_SOCKET", short / "docker.sock")
+    monkeypatch.setattr("harness.environment.containers.docker_socket.DEFAULT_SOCKET", short / "docker.sock")
     found = dict.fromkeys(("apt-get", "dockerd"), "/usr/bin/it")
     monkeypatch.setattr(shutil, "which", found.get)
     installed = await containers.engine()

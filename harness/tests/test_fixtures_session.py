@@ -11,8 +11,8 @@ import pytest
 
 from harness.environment.choice import CLUSTER, CLUSTER_CONTAINER, CONTAINER, EMBEDDED, BackendChoice
 from harness.environment.host import ProcessHost
+from harness.environment.processes.supervised import Command
 from harness.environment.run_site import Site
-from harness.environment.supervised import Command
 from harness.errors import EnvironmentFailedError
 from harness.fixtures.family import Order, PartAbsentError, standing
 from harness.fixtures.nats_server import RunningNats, nats_server

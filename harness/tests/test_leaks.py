@@ -20,7 +20,7 @@ import pytest
 from harness.benchmarks.killing import wait_until
 from harness.benchmarks.leftovers import KINDS, Left, left_of, suspect
 from harness.environment.choice import BackendChoice
-from harness.environment.guardian import OWNER_LABEL, OWNER_VARIABLE, labels_of, own_processes, start_time_of
+from harness.environment.processes.guardian import OWNER_LABEL, OWNER_VARIABLE, labels_of, own_processes, start_time_of
 from harness.errors import StormproofError
 from harness.fixtures.presence import ensure_present
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
-    from harness.environment.broker_access import BrokerAccess
+    from harness.environment.nats.access import BrokerAccess
     from harness.records import Operation
 
 PUBLISH_WITHIN_S = 5.0

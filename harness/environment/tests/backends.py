@@ -20,25 +20,25 @@ import nats.js.errors
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
-from harness.environment.broker_access import BrokerAccess, fresh_access
 from harness.environment.choice import BACKENDS, EXTERNAL, BackendChoice
-from harness.environment.docker_engine import find_engine
-from harness.environment.docker_socket import DockerSocket, socket_path
-from harness.environment.guardian import OWNER_LABEL
-from harness.environment.images import TOXIPROXY_IMAGE, find_image
-from harness.environment.nats_server import NatsServer, find_nats_server
+from harness.environment.containers.docker_socket import DockerSocket, socket_path
+from harness.environment.containers.engine import find_engine
+from harness.environment.containers.images import TOXIPROXY_IMAGE, find_image
+from harness.environment.nats.access import BrokerAccess, fresh_access
+from harness.environment.nats.server import NatsServer, find_nats_server
 from harness.environment.opening import open_environment
-from harness.environment.ownership import Ownership
 from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.probes import probe_nats
+from harness.environment.processes.guardian import OWNER_LABEL
+from harness.environment.processes.ownership import Ownership
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.running import RunningEnvironment
-from harness.environment.supervisor import Supervisor
 from harness.environment.tests.clients import STREAM
 from harness.environment.tests.small_system import small_topology
 from harness.environment.topology import Topology
-from harness.environment.toxiproxy import ToxiproxyClient
-from harness.environment.toxiproxy_binary import find_or_build_toxiproxy
-from harness.environment.toxiproxy_server import ToxiproxyServer
+from harness.environment.toxiproxy.binary import find_or_build_toxiproxy
+from harness.environment.toxiproxy.client import ToxiproxyClient
+from harness.environment.toxiproxy.server import ToxiproxyServer
 
 PUBLISH_WITHIN_S = 5.0
 CUT_OFF_S = 0.5

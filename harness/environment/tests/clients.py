@@ -13,8 +13,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from harness.environment.broker_access import BrokerAccess
-from harness.environment.half_open import hang_up
+from harness.environment.nats.access import BrokerAccess
+from harness.environment.nats.half_open import hang_up
 
 STREAM = "ORDERS"
 SUBJECT = "orders.created"

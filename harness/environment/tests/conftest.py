@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from harness.environment.choice import EXTERNAL, BackendChoice
-from harness.environment.docker_engine import find_engine
-from harness.environment.docker_socket import DockerSocket
-from harness.environment.nats_server import find_nats_server
-from harness.environment.ownership import Ownership
+from harness.environment.containers.docker_socket import DockerSocket
+from harness.environment.containers.engine import find_engine
+from harness.environment.nats.server import find_nats_server
 from harness.environment.ports import PortLease
+from harness.environment.processes.ownership import Ownership
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.running import RunningEnvironment
-from harness.environment.supervisor import Supervisor
 from harness.environment.tests.backends import Open, ensure_had, run_of, somebody
 from harness.environment.tests.containers import nats_here
 from harness.errors import EnvironmentFailedError

@@ -10,13 +10,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from harness.environment.docker_socket import DockerSocket
-from harness.environment.guardian import OWNER_LABEL
-from harness.environment.image_build import build_image, nats_recipe
-from harness.environment.images import look_for_image, nats_image
-from harness.environment.nats_server import find_nats_server
+from harness.environment.containers.docker_socket import DockerSocket
+from harness.environment.containers.image_build import build_image, nats_recipe
+from harness.environment.containers.images import look_for_image, nats_image
+from harness.environment.nats.server import find_nats_server
 from harness.environment.probes import Probe, probe_nats
-from harness.environment.supervised import Command
+from harness.environment.processes.guardian import OWNER_LABEL
+from harness.environment.processes.supervised import Command
 
 CHUNK_BYTES = 64 * 1024
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.environment.addresses import assign_addresses, assign_links
-from harness.environment.broker_access import fresh_access
-from harness.environment.cluster import NatsCluster
-from harness.environment.cluster_config import cluster_block, fresh_route_password
 from harness.environment.layout import layout_of, monitoring_of
-from harness.environment.nats_server import NatsServer
+from harness.environment.nats.access import fresh_access
+from harness.environment.nats.cluster import NatsCluster
+from harness.environment.nats.cluster_config import cluster_block, fresh_route_password
+from harness.environment.nats.server import NatsServer
 from harness.environment.ports import PortLease
-from harness.environment.supervisor import Supervisor
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.topology import Link, Topology
-from harness.environment.toxiproxy_server import TOXIPROXY, ToxiproxyServer
+from harness.environment.toxiproxy.server import TOXIPROXY, ToxiproxyServer
 from harness.environment.wiring import RunWiring
 
 CLIENTS = Topology(processes=(), links=(Link(client="clients", server="nats"),))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from harness.environment import guardian
+from harness.environment.processes import guardian
 from harness.environment.topology import BROKER, Link, ProcessSpec, Topology, Wiring
 
 SERVER = """

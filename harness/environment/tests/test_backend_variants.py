@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.environment.choice import CLUSTER, CONTAINER, EMBEDDED, BackendChoice
-from harness.environment.nats_versions import find_nats_server_version
+from harness.environment.nats.versions import find_nats_server_version
 from harness.environment.tests.backends import CUT_OFF_S, files_holding, run_of, seen_with, stream_on
 from harness.environment.tests.clients import let_in
 from harness.environment.tests.conftest import absent

@@ -14,8 +14,8 @@ import nats.errors
 import nats.js.errors
 import pytest
 
-from harness.environment.broker_access import BrokerAccess
 from harness.environment.choice import BACKENDS, BackendChoice
+from harness.environment.nats.access import BrokerAccess
 from harness.environment.ports import split_address, why_taken
 from harness.environment.probes import probe_http, probe_nats
 from harness.environment.running import RunningEnvironment
@@ -33,7 +33,7 @@ from harness.environment.tests.backends import (
 )
 from harness.environment.tests.clients import STREAM, let_in, published
 from harness.environment.tests.small_system import owned_by, scratch_directories, wait_until
-from harness.environment.toxics import Direction, TimeoutToxic
+from harness.environment.toxiproxy.toxics import Direction, TimeoutToxic
 from harness.records import ProcessEvent
 
 pytestmark = pytest.mark.usefixtures("temporary")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.environment.broker_access import BrokerAccess, fresh_access
+from harness.environment.nats.access import BrokerAccess, fresh_access
 from harness.errors import PlanError
 
 

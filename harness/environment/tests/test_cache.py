@@ -10,8 +10,8 @@ import pytest
 
 from harness.environment import cache
 from harness.environment.cache import Recipe, Workshop, cache_directory, make_once
-from harness.environment.guardian import OWNER_VARIABLE
-from harness.environment.ownership import Owner
+from harness.environment.processes.guardian import OWNER_VARIABLE
+from harness.environment.processes.ownership import Owner
 from harness.errors import EnvironmentFailedError
 
 

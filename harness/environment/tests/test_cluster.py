@@ -18,10 +18,10 @@ from harness.environment.layout import CLUSTER_NODES, NOWHERE, monitoring_of, ro
 from harness.environment.loopback_http import exchange
 from harness.environment.ports import PortLease, why_taken
 from harness.environment.probes import probe_nats
-from harness.environment.supervisor import Supervisor
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.tests.clients import let_in, published, stored
 from harness.environment.tests.small_cluster import SmallCluster, build_cluster
-from harness.environment.toxics import Direction, TimeoutToxic
+from harness.environment.toxiproxy.toxics import Direction, TimeoutToxic
 from harness.errors import EnvironmentFailedError, UsageError
 
 READY_MAX_S = 3.0

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from harness.environment.addresses import assign_addresses, assign_links
-from harness.environment.broker_access import fresh_access
-from harness.environment.cluster_config import ROUTE_USER, cluster_block, fresh_route_password
 from harness.environment.layout import NOWHERE, layout_of, routes_of
+from harness.environment.nats.access import fresh_access
+from harness.environment.nats.cluster_config import ROUTE_USER, cluster_block, fresh_route_password
 from harness.environment.ports import PortLease
 from harness.environment.tests.small_cluster import CLIENTS
 from harness.environment.wiring import RunWiring

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from harness.environment.cluster_view import META, ClusterView, GroupView, groups_in, look_at
+from harness.environment.nats.cluster_view import META, ClusterView, GroupView, groups_in, look_at
 from harness.environment.ports import LOOPBACK
 
 

@@ -16,17 +16,23 @@ import asyncpg
 import nats
 import pytest
 
-from harness.environment.container_host import ContainerHost
-from harness.environment.docker_socket import DockerError, DockerSocket
-from harness.environment.guardian import CONTAINERS_MARKER, CREATING_PREFIX, OWNER_LABEL, start_time_of
-from harness.environment.image_build import build_image, toxiproxy_recipe
-from harness.environment.images import POSTGRES_IMAGE, POSTGRES_MAJOR, TOXIPROXY_IMAGE, look_for_image, nats_image
-from harness.environment.ownership import Ownership
+from harness.environment.containers.docker_socket import DockerError, DockerSocket
+from harness.environment.containers.host import ContainerHost
+from harness.environment.containers.image_build import build_image, toxiproxy_recipe
+from harness.environment.containers.images import (
+    POSTGRES_IMAGE,
+    POSTGRES_MAJOR,
+    TOXIPROXY_IMAGE,
+    look_for_image,
+    nats_image,
+)
+from harness.environment.containers.postgres_image import postgres_recipe
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.postgres_image import postgres_recipe
-from harness.environment.postgres_server import PostgresServer
+from harness.environment.postgres.server import PostgresServer
 from harness.environment.probes import probe_nats
-from harness.environment.supervised import Command
+from harness.environment.processes.guardian import CONTAINERS_MARKER, CREATING_PREFIX, OWNER_LABEL, start_time_of
+from harness.environment.processes.ownership import Ownership
+from harness.environment.processes.supervised import Command
 from harness.environment.tests.containers import (
     CutEngine,
     nats_command,
@@ -35,7 +41,7 @@ from harness.environment.tests.containers import (
     unix_server,
 )
 from harness.environment.tests.small_system import wait_until
-from harness.environment.toxiproxy_server import ToxiproxyServer
+from harness.environment.toxiproxy.server import ToxiproxyServer
 from harness.errors import EnvironmentFailedError
 from harness.records import ProcessEvent
 
@@ -362,7 +368,7 @@ async def test_without_testcontainers_the_error_names_the_extra(
     docker: DockerSocket, ownership: Ownership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes with an extra that a plain installation has not got."""
-    monkeypatch.delitem(sys.modules, "harness.environment.owned_container", raising=False)
+    monkeypatch.delitem(sys.modules, "harness.environment.containers.owned_container", raising=False)
     monkeypatch.setitem(sys.modules, "testcontainers.core.container", None)
     host = ContainerHost(
         owner_label=ownership.label, scratch_directory=ownership.scratch_directory, record=lambda _event: None
@@ -379,7 +385,9 @@ async def test_an_engine_that_does_not_answer_fails_the_start_in_time(
     """One sentence, and no marker that would make the guardian ask it again."""
     path = tmp_path / "docker.sock"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
-    monkeypatch.setattr("harness.environment.docker_socket.DockerSocket.__init__.__kwdefaults__", {"timeout_s": 0.2})
+    monkeypatch.setattr(
+        "harness.environment.containers.docker_socket.DockerSocket.__init__.__kwdefaults__", {"timeout_s": 0.2}
+    )
     host = ContainerHost(
         owner_label=ownership.label, scratch_directory=ownership.scratch_directory, record=lambda _event: None
     )
@@ -438,8 +446,8 @@ async def test_a_container_that_is_no_process_of_this_host_is_refused(
     pid: int,
 ) -> None:
     """Its pid means something else here, or nothing: the engine is elsewhere, and so is its network."""
-    monkeypatch.setattr("harness.environment.contained.LABEL_WITHIN_S", 0.1)
-    monkeypatch.setattr("harness.environment.container_launch.END_KNOWN_WITHIN_S", 0.1)
+    monkeypatch.setattr("harness.environment.containers.contained.LABEL_WITHIN_S", 0.1)
+    monkeypatch.setattr("harness.environment.containers.launch.END_KNOWN_WITHIN_S", 0.1)
     real = DockerSocket.state
     monkeypatch.setattr(DockerSocket, "state", lambda self, name: replace(real(self, name), pid=pid))
 

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from harness.environment import guardian
-from harness.environment.container_host import ContainerHost
-from harness.environment.container_ownership import (
+from harness.environment.containers.docker_socket import DockerSocket
+from harness.environment.containers.host import ContainerHost
+from harness.environment.containers.ownership import (
     NAMESPACE_LABEL,
     RUN_LABEL,
     USER_LABEL,
     container_labels,
     reap_stale_containers,
 )
-from harness.environment.docker_socket import DockerSocket
-from harness.environment.guardian import CONTAINERS_MARKER, CREATING_PREFIX, OWNER_LABEL
-from harness.environment.ownership import Owner, Ownership, reap_stale
 from harness.environment.ports import LOOPBACK, PortLease
+from harness.environment.processes import guardian
+from harness.environment.processes.guardian import CONTAINERS_MARKER, CREATING_PREFIX, OWNER_LABEL
+from harness.environment.processes.ownership import Owner, Ownership, reap_stale
 from harness.environment.tests.containers import CutEngine, nats_command, owned, serves
 from harness.environment.tests.small_system import owned_by, scratch_directories, wait_until
 
@@ -38,8 +38,8 @@ THREE = ["0", "1", "2"]
 HARNESS = """
 import asyncio, sys
 from pathlib import Path
-from harness.environment.container_host import ContainerHost
-from harness.environment.ownership import Ownership
+from harness.environment.containers.host import ContainerHost
+from harness.environment.processes.ownership import Ownership
 from harness.environment.tests.containers import nats_command, serves
 
 async def main():
@@ -210,7 +210,7 @@ async def test_a_container_that_docker_creates_after_the_death_of_its_harness_is
     name = f"late-{secrets.token_hex(4)}"
     (ownership.scratch_directory / CONTAINERS_MARKER).write_text(str(docker.path))
     (ownership.scratch_directory / f"{CREATING_PREFIX}{name}").touch()
-    client = guardian._beside("docker_socket").DockerSocket
+    client = guardian._by_path("containers/docker_socket").DockerSocket
     remove_labelled = client.remove_labelled
     first_look = threading.Event()
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.environment.docker_engine import find_engine
-from harness.environment.docker_socket import DEFAULT_SOCKET, DockerError, DockerSocket, socket_path
-from harness.environment.docker_stream import open_stream, told_by
+from harness.environment.containers.docker_socket import DEFAULT_SOCKET, DockerError, DockerSocket, socket_path
+from harness.environment.containers.docker_stream import open_stream, told_by
+from harness.environment.containers.engine import find_engine
 from harness.environment.tests.containers import unix_server
 from harness.errors import EnvironmentFailedError
 
@@ -132,7 +132,7 @@ def test_a_run_without_containers_pays_nothing_for_docker(tmp_path: Path) -> Non
     script = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from harness.environment.ownership import Ownership, reap_stale\n"
+        "from harness.environment.processes.ownership import Ownership, reap_stale\n"
         "reap_stale(temporary=Path(sys.argv[1]))\n"
         "asyncio.run(Ownership.take('plain', temporary=Path(sys.argv[1])).release())\n"
         "print([name for name in sys.modules if 'docker' in name or name in ('http.client', 'testcontainers')])\n"

@@ -14,12 +14,12 @@ import pytest
 from harness.collection.broker import ADVISORIES, broker_records
 from harness.environment.choice import EXTERNAL, BackendChoice
 from harness.environment.external import external_access, is_left_over, proxy_prefix
-from harness.environment.guardian import start_time_of
-from harness.environment.ownership import Owner
 from harness.environment.ports import LOOPBACK, PortLease
+from harness.environment.processes.guardian import start_time_of
+from harness.environment.processes.ownership import Owner
 from harness.environment.tests.backends import Somebody, killed_inside, run_of, somebody
 from harness.environment.tests.clients import let_in
-from harness.environment.toxiproxy import ToxiproxyClient
+from harness.environment.toxiproxy.client import ToxiproxyClient
 from harness.errors import EnvironmentFailedError, UsageError
 
 pytestmark = [

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.environment import guardian
-from harness.environment import ownership as ownership_module
-from harness.environment.ownership import Owner, Ownership, reap_stale
+from harness.environment.processes import guardian
+from harness.environment.processes import ownership as ownership_module
+from harness.environment.processes.ownership import Owner, Ownership, reap_stale
 from harness.environment.tests.small_system import owned_by, scratch_directories, wait_until
 from harness.errors import UsageError
 
@@ -45,7 +45,7 @@ asyncio.run(main())
 ORPHAN_MAKER = """
 import os, subprocess, sys
 from pathlib import Path
-from harness.environment.ownership import Ownership
+from harness.environment.processes.ownership import Ownership
 ownership = Ownership.take("stale", temporary=Path(sys.argv[1]))
 child = subprocess.Popen(["sleep", "600"], env={**os.environ, "STORMPROOF_OWNER": ownership.label})
 print(child.pid, ownership.guardian_pid, flush=True)

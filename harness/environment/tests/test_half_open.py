@@ -8,7 +8,7 @@ import warnings
 
 from nats.aio.client import Client
 
-from harness.environment.half_open import hang_up
+from harness.environment.nats.half_open import hang_up
 
 INFO = b'INFO {"server_id":"fake","version":"2.15.1","max_payload":1048576,"headers":true}\r\n'
 

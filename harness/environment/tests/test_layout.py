@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.environment.addresses import assign_addresses, assign_links
-from harness.environment.broker_access import fresh_access
 from harness.environment.layout import NOWHERE, Layout, layout_of
+from harness.environment.nats.access import fresh_access
 from harness.environment.ports import PortLease
 from harness.environment.tests.small_system import small_process
 from harness.environment.topology import Link, Topology

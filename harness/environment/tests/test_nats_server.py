@@ -12,10 +12,10 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from harness.environment.broker_access import fresh_access
-from harness.environment.nats_server import NatsServer
+from harness.environment.nats.access import fresh_access
+from harness.environment.nats.server import NatsServer
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.supervisor import Supervisor
+from harness.environment.processes.supervisor import Supervisor
 from harness.errors import EnvironmentFailedError
 
 

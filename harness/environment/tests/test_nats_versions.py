@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from harness.environment.cache import cache_directory
-from harness.environment.nats_server import find_nats_server
-from harness.environment.nats_versions import NatsVersion, find_nats_server_version, published_nats_server_versions
+from harness.environment.nats.server import find_nats_server
+from harness.environment.nats.versions import NatsVersion, find_nats_server_version, published_nats_server_versions
 from harness.environment.tests.conftest import absent
 from harness.environment.tests.package_index import Index, package_index
 from harness.environment.tests.small_system import owned_by, scratch_directories, wait_until
@@ -24,7 +24,7 @@ from harness.errors import EnvironmentFailedError, UsageError
 
 FETCHER = """
 import asyncio, sys
-from harness.environment.nats_versions import find_nats_server_version
+from harness.environment.nats.versions import find_nats_server_version
 print(asyncio.run(find_nats_server_version(sys.argv[1])), flush=True)
 """
 

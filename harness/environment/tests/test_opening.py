@@ -27,7 +27,7 @@ from harness.environment.tests.small_system import (
     wait_until,
 )
 from harness.environment.topology import ProcessSpec, Topology
-from harness.environment.toxics import Direction, TimeoutToxic
+from harness.environment.toxiproxy.toxics import Direction, TimeoutToxic
 from harness.errors import EnvironmentFailedError, UsageError
 from harness.records import ProcessEvent
 

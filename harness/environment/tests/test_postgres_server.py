@@ -16,17 +16,18 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from harness.environment import guardian, keeper, postgres_binary
 from harness.environment.cache import cache_directory
-from harness.environment.family_host import FamilyHost
-from harness.environment.ownership import Ownership
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.postgres_binary import PostgresInstallation, find_postgres
-from harness.environment.postgres_client import PostgresLogin, why_not_serving
-from harness.environment.postgres_server import PostgresServer
-from harness.environment.postgres_template import SUPERUSER
-from harness.environment.supervised import Command
-from harness.environment.supervisor import Supervisor
+from harness.environment.postgres import binary as postgres_binary
+from harness.environment.postgres.binary import PostgresInstallation, find_postgres
+from harness.environment.postgres.client import PostgresLogin, why_not_serving
+from harness.environment.postgres.server import PostgresServer
+from harness.environment.postgres.template import SUPERUSER
+from harness.environment.processes import guardian, keeper
+from harness.environment.processes.family_host import FamilyHost
+from harness.environment.processes.ownership import Ownership
+from harness.environment.processes.supervised import Command
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.tests.conftest import absent
 from harness.environment.tests.small_system import owned_by, wait_until
 from harness.errors import EnvironmentFailedError, UsageError
@@ -41,10 +42,10 @@ HARNESS = """
 import asyncio, os, sys
 from pathlib import Path
 import asyncpg
-from harness.environment.family_host import FamilyHost
-from harness.environment.ownership import Ownership
-from harness.environment.postgres_server import PostgresServer
-from harness.environment.supervisor import Supervisor
+from harness.environment.processes.family_host import FamilyHost
+from harness.environment.processes.ownership import Ownership
+from harness.environment.postgres.server import PostgresServer
+from harness.environment.processes.supervisor import Supervisor
 
 async def main():
     ownership = Ownership.take("killed")
@@ -393,7 +394,7 @@ async def test_the_wheel_serves_where_nothing_else_is_installed(
     only_the_wheel: None, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from an environment that only its owner may enter, where root makes it run as somebody else."""
-    monkeypatch.setattr("harness.environment.postgres_binary.is_open_to_all", lambda _path: False)
+    monkeypatch.setattr("harness.environment.postgres.binary.is_open_to_all", lambda _path: False)
     found = await find_postgres()
     server = make()
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from harness.environment.broker_access import BrokerAccess
 from harness.environment.loopback_http import HttpError, exchange
+from harness.environment.nats.access import BrokerAccess
 from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.probes import probe_http, probe_nats, probe_postgres, probe_route
 

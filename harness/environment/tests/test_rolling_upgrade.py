@@ -14,11 +14,11 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from harness.environment.broker_access import fresh_access
-from harness.environment.nats_server import DISTRIBUTION, NatsServer
-from harness.environment.nats_versions import find_nats_server_version
+from harness.environment.nats.access import fresh_access
+from harness.environment.nats.server import DISTRIBUTION, NatsServer
+from harness.environment.nats.versions import find_nats_server_version
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.supervisor import Supervisor
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.tests.clients import STREAM, let_in, published, stored
 from harness.environment.tests.conftest import absent
 from harness.environment.tests.small_cluster import build_cluster

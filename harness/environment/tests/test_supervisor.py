@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.environment.guardian import OWNER_VARIABLE, labels_of, start_time_of
-from harness.environment.ownership import Ownership
 from harness.environment.ports import LOOPBACK, PortLease
 from harness.environment.probes import Probe, probe_http
-from harness.environment.supervised import Command, log_tail
-from harness.environment.supervisor import Supervisor
+from harness.environment.processes.guardian import OWNER_VARIABLE, labels_of, start_time_of
+from harness.environment.processes.ownership import Ownership
+from harness.environment.processes.supervised import Command, log_tail
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.tests.small_system import server_argv, wait_until
 from harness.errors import EnvironmentFailedError
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import nats
 import pytest
 
-from harness.environment.broker_access import fresh_access
 from harness.environment.links import NetworkLink
-from harness.environment.nats_server import NatsServer
+from harness.environment.nats.access import fresh_access
+from harness.environment.nats.server import NatsServer
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.supervisor import Supervisor
+from harness.environment.processes.supervisor import Supervisor
 from harness.environment.tests.conftest import absent
 from harness.environment.tls import CLOCK_SLACK, RunCertificates, make_certificates
-from harness.environment.toxiproxy_server import ToxiproxyServer
+from harness.environment.toxiproxy.server import ToxiproxyServer
 from harness.errors import EnvironmentFailedError, PlanError
 
 CONNECT_WITHIN_S = 5.0

@@ -11,8 +11,10 @@ import pytest
 
 from harness.environment.links import NetworkLink
 from harness.environment.ports import LOOPBACK, PortLease
-from harness.environment.supervisor import Supervisor
-from harness.environment.toxics import (
+from harness.environment.processes.supervisor import Supervisor
+from harness.environment.toxiproxy.client import ByteCounters, ToxiproxyClient, byte_counters
+from harness.environment.toxiproxy.server import ToxiproxyServer
+from harness.environment.toxiproxy.toxics import (
     BandwidthToxic,
     Direction,
     LatencyToxic,
@@ -23,8 +25,6 @@ from harness.environment.toxics import (
     TimeoutToxic,
     Toxic,
 )
-from harness.environment.toxiproxy import ByteCounters, ToxiproxyClient, byte_counters
-from harness.environment.toxiproxy_server import ToxiproxyServer
 from harness.errors import EnvironmentFailedError, PlanError
 
 LINK = "payments->nats"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.environment.tests.small_system import owned_by, wait_until
-from harness.environment.toxiproxy_binary import cached_binary, find_or_build_toxiproxy, find_toxiproxy
-from harness.environment.toxiproxy_build import PACKAGE, VERSION
+from harness.environment.toxiproxy.binary import cached_binary, find_or_build_toxiproxy, find_toxiproxy
+from harness.environment.toxiproxy.build import PACKAGE, VERSION
 from harness.errors import EnvironmentFailedError
 
 FAKE_TOXIPROXY = '#!/bin/sh\necho "toxiproxy-server version 2.12.0"\n'

@@ -1,0 +1,1 @@
+"""The database of the system under test: one PostgreSQL, with the harness as its superuser."""
