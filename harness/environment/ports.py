@@ -1,7 +1,11 @@
 """Loopback ports for one run: leased below the ephemeral range, so that runs at once never meet.
 
-Promises: two leases that are held at the same time, in any process of this user, share no port; a leased port was free
-when it was leased. The kernel releases a lease when its holder dies.
+Promises: two leases that are held at the same time, in any process of this user, share no port; on Linux in any process
+that shares our loopback, whoever's it is and wherever it keeps its temporary files. A leased port was free when it was
+leased. The kernel releases a lease when its holder dies.
+
+A lease is a lock on a file, which leaves a trace to look for, and on Linux also a name in the abstract namespace of
+Unix sockets, which reaches exactly as far as a port does.
 
 Does not: keep a stranger's program from taking a leased port between the lease and its use; the process that wants to
 listen then dies at start and its log says so.
@@ -16,6 +20,7 @@ import ipaddress
 import os
 import random
 import socket
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +36,7 @@ PORT_MAX = 65_535
 ATTEMPTS_PER_PORT = 8
 ATTEMPTS_SPARE = 100
 OPEN_ATTEMPTS = 100
+_HAS_NAMES = sys.platform == "linux"
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -43,7 +49,7 @@ class PortLease:
     def __init__(self, *, directory: Path | None = None) -> None:
         """Hold nothing yet."""
         self._directory = directory or lock_directory()
-        self._held: dict[int, int] = {}
+        self._held: dict[int, tuple[int, socket.socket | None]] = {}
 
     def __enter__(self) -> Self:
         """Nothing to set up."""
@@ -125,8 +131,9 @@ class PortLease:
         if not is_current:
             os.close(descriptor)
             return False
-        self._held[port] = descriptor
-        if why_taken(LOOPBACK, port) is not None:
+        name = _take_name(port)
+        self._held[port] = descriptor, name
+        if (name is None and _HAS_NAMES) or why_taken(LOOPBACK, port) is not None:
             self._unlock(port)
             return False
         return True
@@ -142,10 +149,12 @@ class PortLease:
         raise EnvironmentFailedError(f"the port lock directory {self._directory} vanishes as soon as it is made")
 
     def _unlock(self, port: int) -> None:
-        descriptor = self._held.pop(port)
+        descriptor, name = self._held.pop(port)
         with contextlib.suppress(OSError):
             (self._directory / str(port)).unlink()
         os.close(descriptor)
+        if name is not None:
+            name.close()
 
 
 def lock_directory(temporary: Path | None = None) -> Path:
@@ -193,6 +202,19 @@ def ensure_free(address: str) -> str:
             f"end what holds it (`ss -ltnp | grep :{port}`) or choose another port"
         )
     return f"{host}:{port}"
+
+
+def _take_name(port: int) -> socket.socket | None:
+    # None when somebody has it, or where there are no such names.
+    if not _HAS_NAMES:
+        return None
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        holder.bind(f"\0stormproof-port-{port}")
+    except OSError:
+        holder.close()
+        return None
+    return holder
 
 
 def _last_port() -> int:
