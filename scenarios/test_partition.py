@@ -1,4 +1,4 @@
-"""Payments and its broker cannot hear each other."""
+"""Payments cannot hear its broker, or the provider."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ async def test_no_order_is_dropped_and_nobody_charged_twice_when_payments_is_cut
     judgement = await shop.judge(zero_dropped_orders, no_double_charge)
 
     assert judgement.holds, judgement.explain()
+
+
+async def test_no_order_is_dropped_and_nobody_charged_twice_when_payments_is_cut_off_from_its_provider(
+    shop: Shop,
+) -> None:
+    """Money moved whose answers are lost, and the breaker stays open after the heal: that costs time, nothing else."""
+    await shop.place_orders(count=30)
+    async with shop.under(Partition(link="payments->provider")):
+        await shop.place_orders(count=150)
+
+    judgement = await shop.judge()
+
+    assert judgement.holds, judgement.explain()
+    assert judgement.outcomes == {"ok": 180}, "orders are taken all the while"

@@ -15,6 +15,7 @@ from chaos.experiments.leader_isolation import LEADER_ISOLATION
 from chaos.experiments.orders_partition import ORDERS_PARTITION
 from chaos.experiments.payments_kill import PAYMENTS_KILL
 from chaos.experiments.payments_partition import PAYMENTS_PARTITION
+from chaos.experiments.provider_partition import PROVIDER_PARTITION
 from chaos.faults import FAULTS
 from harness.environment.topology import BROKER, DATABASE, Link, ProcessSpec, Topology
 from harness.system_under_test import LoadProfile, SystemUnderTest
@@ -123,7 +124,14 @@ SHOP = SystemUnderTest(
     read_ledger=read_ledger,
     invariants=INVARIANTS,
     faults=FAULTS,
-    experiments=(PAYMENTS_PARTITION, ORDERS_PARTITION, PAYMENTS_KILL, CANCEL_RACE, LEADER_ISOLATION),
+    experiments=(
+        PAYMENTS_PARTITION,
+        ORDERS_PARTITION,
+        PROVIDER_PARTITION,
+        PAYMENTS_KILL,
+        CANCEL_RACE,
+        LEADER_ISOLATION,
+    ),
     load_profiles=(
         LoadProfile(
             name="steady",
