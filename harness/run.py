@@ -20,6 +20,7 @@ from harness.collection import history, load_summary, otlp
 from harness.collection.history import History, operations_channel, read_history
 from harness.collection.load_summary import read_load_summary
 from harness.environment.choice import BackendChoice
+from harness.environment.concurrency import ensure_not_cancelled
 from harness.environment.external import external_access
 from harness.environment.opening import open_environment
 from harness.environment.soundness import ensure_sound
@@ -111,6 +112,7 @@ async def carry_out(
             directory=directory.path,
             say=say,
         )
+        ensure_not_cancelled()
         with timings.measuring("drive"):
             begun = await drive(stage)
         await ensure_sound(environment)
@@ -119,6 +121,7 @@ async def carry_out(
             say(f"{len(operations)} operations placed; waiting until nothing is in flight")
             states = await settle(client, broker, system, operations)
         await ensure_sound(environment)
+        ensure_not_cancelled()
         with timings.measuring("stop"):
             await environment.stop_processes()
         with timings.measuring("collect"):

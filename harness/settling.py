@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from harness.environment.concurrency import ensure_not_cancelled
 from harness.records import Channel, Outcome, State
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ async def settle(
         # No reads yet: while the backlog drains, nearly every answer would be "not yet".
         if await broker.backlog(system.streams) == 0:
             break
+        ensure_not_cancelled()
         await asyncio.sleep(_LOOK_EVERY_S)
     stored = await broker.keys(system.streams, system.key_of_message)
     accepted |= stored

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -13,10 +16,16 @@ from typing import TYPE_CHECKING
 import jsonschema
 import pytest
 
+from harness.collection.broker import BrokerRecords
+from harness.environment.tests.small_system import owned_by
+from harness.live_run import live_run
 from scenarios.command import ROOT, document, left_over, rows, start_stormproof, stormproof
+from scenarios.shop import SHOP
 
 if TYPE_CHECKING:
     import subprocess
+
+    from harness.runs import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("toxiproxy_binary")
 
@@ -147,3 +156,25 @@ def test_a_taken_port_is_one_sentence_and_nothing_is_started(tmp_path: Path) -> 
     assert address in finished.stderr
     assert finished.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+async def test_a_cancellation_that_a_library_keeps_to_itself_ends_the_run_all_the_same(
+    run_directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may meet the broker's answer, and `wait_for` of Python 3.11 returns that."""
+    capture = BrokerRecords.capture_advisories
+
+    async def captured_and_silent(self: BrokerRecords, *, replicas: int = 1) -> None:
+        await capture(self, replicas=replicas)
+        run = asyncio.current_task()
+        assert run is not None
+        run.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(BrokerRecords, "capture_advisories", captured_and_silent)
+
+    with pytest.raises(asyncio.CancelledError):
+        async with live_run(SHOP, run_directory, seed=1):
+            pytest.fail("it went on")
+    assert owned_by(os.getpid()) == []

@@ -1,4 +1,4 @@
-"""Two ways to wait: for everything together, and to the end although cancelled.
+"""Two ways to wait: for everything together, and to the end although cancelled; and whether a cancellation got lost.
 
 Promises: `together` raises the first real error itself, not a group around it; `shielded` lets cleanup finish before a
 cancellation goes on. Both own the tasks they make.
@@ -24,6 +24,17 @@ async def together(*coroutines: Coroutine[object, object, object]) -> None:
         for other in others:
             first.add_note(f"also: {other}")
         raise first from None
+
+
+def ensure_not_cancelled() -> None:
+    """Raise CancelledError when this task was cancelled and somebody kept that to themselves; not for use in cleanup.
+
+    `asyncio.wait_for` before Python 3.12 does, when what it waits for is done at that very moment, and nats-py waits
+    with nothing else. Ctrl-C would be without effect.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def shielded(coroutine: Coroutine[object, object, T]) -> T:
