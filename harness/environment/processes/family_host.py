@@ -23,6 +23,7 @@ from harness.environment.concurrency import shielded
 from harness.environment.host import ProcessHost
 from harness.environment.probes import Probe
 from harness.environment.processes import keeper
+from harness.environment.processes.freezing import wait_frozen
 from harness.environment.processes.supervised import Command
 from harness.environment.processes.supervisor import KILL_WITHIN_S
 from harness.errors import EnvironmentFailedError
@@ -63,6 +64,7 @@ class FamilyHost:
         """Stop it and everything it started in its tracks; their connections stay open and silent."""
         self._freeze(name)
         await self._host.pause(name)
+        await wait_frozen(name, self._family(name))
 
     async def resume(self, name: str) -> None:
         """Let all of them go on."""

@@ -21,6 +21,7 @@ from signal import Signals
 from typing import IO
 
 from harness.environment.processes.exit_watch import ExitWatch
+from harness.environment.processes.keeper import descendants_of
 from harness.errors import EnvironmentFailedError, PlanError
 
 LOG_TAIL_LINES = 15
@@ -83,6 +84,11 @@ class SupervisedProcess:
         if self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 self.child.send_signal(number)
+
+    @property
+    def group(self) -> list[int]:
+        """The pids of those whom `signal_group` reaches, its own first."""
+        return [self.pid, *(pid for pid in descendants_of(self.pid) if _group_of(pid) == self.pid)]
 
     def signal_group(self, number: Signals) -> None:
         """Signal it and everything it started in its group; nothing when all of that has ended."""
@@ -150,3 +156,10 @@ def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES) -> str:
     said = after.split("\n", 1)[-1] if separator else before or text
     kept = [line for line in said.splitlines() if line.strip()][-lines:]
     return "\n".join(f"  {line}" for line in kept) if kept else "  (it wrote nothing)"
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None

@@ -19,6 +19,7 @@ from typing import Self
 from harness.environment.concurrency import shielded, together
 from harness.environment.probes import Probe
 from harness.environment.processes.exit_watch import ExitWatch
+from harness.environment.processes.freezing import wait_frozen
 from harness.environment.processes.guardian import OWNER_VARIABLE
 from harness.environment.processes.readiness import wait_until_ready
 from harness.environment.processes.supervised import Command, SupervisedProcess, launch, log_tail
@@ -138,10 +139,11 @@ class Supervisor:
         await self._kill(process)
 
     async def pause(self, name: str) -> None:
-        """SIGSTOP the process and its group."""
+        """SIGSTOP the process and its group, and see them stop."""
         process = self._running(name, "pause")
         process.signal_group(signal.SIGSTOP)
         process.is_paused = True
+        await wait_frozen(name, process.group)
         self._record(process, "paused", "SIGSTOP")
 
     async def resume(self, name: str) -> None:

@@ -147,6 +147,44 @@ async def test_a_paused_process_answers_nothing_until_it_is_resumed(
     assert story(supervisor)[2:] == ["paused", "resumed"]
 
 
+COUNTER = """
+import mmap, os, sys, threading, time
+
+def count(shared):
+    while True:
+        shared[0] += 1
+
+with open(sys.argv[1], "r+b") as file:
+    shared = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
+threading.Thread(target=count, args=(shared,), daemon=True).start()
+os.sched_setaffinity(0, {int(sys.argv[2])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+time.sleep(600)
+"""
+HOG = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a thread is stopped is read from /proc")
+async def test_when_a_pause_has_returned_no_thread_takes_another_step(supervisor: Supervisor, tmp_path: Path) -> None:
+    """The kernel tells one thread, which tells the others when it gets a processor: here it waits long for one."""
+    counts = tmp_path / "counts"
+    counts.write_bytes(bytes(8))
+    core = str(min(os.sched_getaffinity(0)))
+    arguments = {"counter": (COUNTER, str(counts), core), "hog": (HOG, core)}
+    for name, words in arguments.items():
+        log = tmp_path / f"{name}.log"
+        await supervisor.start(Command(name=name, argv=(sys.executable, "-c", *words), environment={}, log_path=log))
+    seen = [counts.read_bytes()]
+
+    for _ in range(5):
+        await wait_until(lambda: counts.read_bytes() != seen[-1], what="counting")
+        await supervisor.pause("counter")
+        seen.append(counts.read_bytes())
+        await asyncio.sleep(0.02)
+        assert counts.read_bytes() == seen[-1]
+        await supervisor.resume("counter")
+
+
 async def test_stopping_a_paused_process_resumes_it_so_that_it_can_end(
     supervisor: Supervisor, tmp_path: Path, address: str
 ) -> None:
