@@ -262,7 +262,7 @@ def http_address(text: str) -> Address:
     parts = urlsplit(text)
     if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
         raise ValueError("is not a plain http://host:port")
-    return Address(host=parts.hostname, port=parts.port or 80)
+    return Address(host=_host(parts.hostname), port=_port(parts.port))
 
 
 def nats_settings(environ: Mapping[str, str]) -> NatsSettings:
@@ -397,8 +397,24 @@ def _http_url_with_path(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme != "http" or not parts.hostname or parts.query or parts.username:
         raise ValueError("is not a plain http://host:port/path")
-    _ = parts.port  # raises ValueError where the port is no number
+    _host(parts.hostname)
+    _port(parts.port)  # raises ValueError where the port is no number
     return text
+
+
+def _host(name: str) -> str:
+    """A name that can be looked up; whether there is such a host is not asked."""
+    try:
+        name.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"names a host that cannot be: {name!r} ({error})") from None
+    return name
+
+
+def _port(number: int | None) -> int:
+    if number == 0:
+        raise ValueError("names port 0, where nobody listens")
+    return 80 if number is None else number
 
 
 def _service_name(text: str) -> str:

@@ -87,6 +87,8 @@ class Readers:
                     await asyncio.wait((woken, lost), return_when=asyncio.FIRST_COMPLETED)
                     if not woken.done():
                         self._idle.remove(woken)
+            if self._waiting:
+                self._wake_one()  # it was our turn, and we are gone
             if not self.is_up:
                 self.fail_all("is away: the connections were lost")
 

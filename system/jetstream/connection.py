@@ -41,6 +41,8 @@ RECONNECT_JITTER = 0.25
 FIRST_RECONNECT_SHARE = 0.25
 UNSENT_MAX_BYTES = 1024 * 1024
 """With so much waiting to leave, nothing more is accepted: the server takes it slowly, or not at all."""
+KEPT_AGAIN_S = 0.1
+"""How soon frames that met a congestion are tried again."""
 KEPT_MAX = 16_384
 """Frames that wait for a connection at once: more deliveries than any process has in hand."""
 
@@ -55,6 +57,7 @@ class Connection:
         self._client: NatsClient | None = None
         self._writer = FrameWriter(self._write)
         self._kept: list[tuple[float, bytes]] = []
+        self._trying_kept: asyncio.TimerHandle | None = None
         self._receivers: dict[str, Receiver] = {}
         self._subscriptions: dict[str, Subscription] = {}
         self._on_connected: list[Callable[[], None]] = []
@@ -157,6 +160,8 @@ class Connection:
         except NotConnectedError:
             if len(self._kept) < KEPT_MAX:
                 self._kept.append((time.monotonic() + within_s, frame))
+                if self._is_up and self._trying_kept is None:  # congested: nobody will tell when that is over
+                    self._trying_kept = asyncio.get_running_loop().call_later(KEPT_AGAIN_S, self._try_kept)
             else:
                 log.info("a frame is dropped: %d are waiting for a connection", KEPT_MAX)
 
@@ -190,6 +195,8 @@ class Connection:
     async def close(self) -> None:
         """Close; nothing is received or sent any more."""
         self._is_closing = True
+        if self._trying_kept is not None:
+            self._trying_kept.cancel()
         if self.is_connected:
             self._writer.flush()
         self._note_down()
@@ -317,6 +324,11 @@ class Connection:
         self._post_kept()
         for notice in self._on_connected:
             notice()
+
+    def _try_kept(self) -> None:
+        self._trying_kept = None
+        if self._is_up:
+            self._post_kept()
 
     def _post_kept(self) -> None:
         """Send what waited for a connection and is not too old."""

@@ -109,6 +109,7 @@ class Consumer:
         self._not_before_s = 0.0
         self._is_missing = False
         self._is_stopping = False
+        self._stopped = asyncio.Event()
         self.is_running = False
         name = spec.name
         self._deliveries = metrics.counter("deliveries", "Deliveries taken", label="consumer", value=name)
@@ -143,6 +144,7 @@ class Consumer:
     def stop(self) -> None:
         """Pull no more."""
         self._is_stopping = True
+        self._stopped.set()
         self._wake.set()
 
     def wake(self) -> None:
@@ -216,8 +218,20 @@ class Consumer:
 
     async def _make_again(self) -> None:
         log.warning("consumer %s is not there; making it again", self._spec.name)
+        making = asyncio.ensure_future(self._restore())
+        making.add_done_callback(_note_unheard)
+        stopped = asyncio.ensure_future(self._stopped.wait())
         try:
-            await self._restore()
+            # Not awaited itself: a stop does not wait for a broker that does not answer, nor for nats-py, which may
+            # keep a cancellation to itself.
+            await asyncio.wait((making, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            making.cancel()
+        if not making.done():
+            return
+        try:
+            making.result()
         except RequestError as error:
             log.warning("consumer %s could not be made again yet: %s", self._spec.name, error)
             self._not_before_s = time.monotonic() + PAUSE_S
@@ -351,3 +365,9 @@ class Consumer:
             log.warning("%d deliveries of %s are left to be delivered again", len(self._in_hand), self._spec.name)
         for batch in unfinished:
             batch.cancel()
+
+
+def _note_unheard(making: asyncio.Future[None]) -> None:
+    """Whoever waited for it has gone: its error is nobody's any more, and not to be complained of."""
+    if not making.cancelled():
+        making.exception()

@@ -32,7 +32,9 @@ PAUSE_S = 0.1
 SWEEP_EVERY_S = 0.05
 """How late a deadline may be noticed. Looking at 256 publishes takes 20 µs."""
 
-_UNAVAILABLE = 503
+_LATER = frozenset({429, 503})
+"""What the server answers when it cannot store anything now: too many requests, no leader, no stream yet."""
+_NO_RESPONDERS = "503"
 
 
 class PublishUnknownError(Exception):
@@ -215,7 +217,7 @@ class Publisher:
         publish = self._under_way.get(message.subject[len(self._inbox) + 1 :])
         if publish is None or publish.future.done():
             return
-        if not message.payload and message.headers.get("Status") == str(_UNAVAILABLE):
+        if not message.payload and message.headers.get("Status") == _NO_RESPONDERS:
             # No responders: no stream listens on the subject, or it is not up yet.
             publish.again_at_s = time.monotonic() + PAUSE_S
             return
@@ -230,14 +232,17 @@ class Publisher:
             return
         if answer.error is None:
             publish.future.set_result(PubAck(stream=answer.stream, sequence=answer.seq, duplicate=answer.duplicate))
-        elif answer.error.code == _UNAVAILABLE:
+        elif answer.error.code in _LATER:
             publish.again_at_s = time.monotonic() + PAUSE_S
         else:
-            publish.future.set_exception(
-                PublishRefusedError(
-                    f"the server refused {publish.what}: {answer.error.description} ({answer.error.err_code})"
+            refusal = f"the server refused {publish.what}: {answer.error.description} ({answer.error.err_code})"
+            if publish.attempts > 1:
+                # It answers one attempt; another may be on its way into the stream, or in it.
+                publish.future.set_exception(
+                    PublishUnknownError(f"{refusal}, after an attempt whose ack did not come: it may be stored")
                 )
-            )
+            else:
+                publish.future.set_exception(PublishRefusedError(refusal))
 
 
 def _expire(publish: _Publish) -> None:

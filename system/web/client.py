@@ -161,8 +161,9 @@ class HttpClient:
                 )
         except TimeoutError:
             raise NotSentError(f"{self._address} took no connection within {within_s:g} s") from None
-        except OSError as error:
-            raise NotSentError(f"cannot connect to {self._address}: {error.strerror or error}") from None
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be looked up
+            why = getattr(error, "strerror", None) or error
+            raise NotSentError(f"cannot connect to {self._address}: {why}") from None
         return connection
 
     def _watch(self) -> None:

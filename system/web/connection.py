@@ -22,6 +22,8 @@ from system.web.messages import Request, Response, problem
 
 HEAD_MAX_BYTES = 32 * 1024
 PIPELINE_MAX = 64
+TAIL_FACTOR_MAX = 8
+"""A body in chunks of one byte each takes six times as many."""
 CONNECTIONS_MAX = 4096
 REQUEST_WITHIN_S = 15.0
 """From the first byte of a request to its last: the bound on a client that dribbles."""
@@ -78,6 +80,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_reading_paused = False
         self._is_writable = True
         self._head_bytes = 0
+        self._tail_bytes = 0
         self._url = b""
         self._headers: dict[str, str] = {}
         self._body: bytes | bytearray = b""
@@ -115,6 +118,8 @@ class HttpConnection(asyncio.Protocol):
             return
         if not self._is_head_complete:
             self._head_bytes += len(data)
+        elif not self._is_idle:
+            self._tail_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -125,11 +130,7 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(problem(400, f"this is not HTTP/1.1: {error}"))
         else:
-            if not self._is_idle and not self._is_head_complete and self._head_bytes > HEAD_MAX_BYTES:
-                self._refuse(problem(431, f"the head of a request may hold {HEAD_MAX_BYTES} bytes"))
-            elif len(self._turns) >= PIPELINE_MAX and self._transport is not None:
-                self._is_reading_paused = True
-                self._transport.pause_reading()
+            self._bound()
         if self._turns:
             self._answer_turns()
 
@@ -140,6 +141,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._body = b""
+        self._tail_bytes = 0
         self._is_head_complete = False
         self._is_idle = False
         self._since_s = time.monotonic()
@@ -149,7 +151,9 @@ class HttpConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One of its headers."""
+        """One of its headers; what comes behind the body is none (RFC 9110, 6.5.1)."""
+        if self._is_head_complete:
+            return
         key, headers = _lowered(name), self._headers
         if key in headers:
             headers[key] += ", " + value.decode("latin-1")
@@ -201,7 +205,7 @@ class HttpConnection(asyncio.Protocol):
     def expire(self, now_s: float) -> None:
         """Close a connection that is idle, reads nothing, or has not finished sending a request, for too long."""
         age_s = now_s - self._since_s
-        if not self._is_writable:
+        if not self._is_writable or (self._transport is not None and self._transport.is_closing()):
             if age_s > IDLE_MAX_S and self._transport is not None:
                 self._transport.abort()  # closing would wait for the client to read
         elif self._turns:
@@ -232,6 +236,17 @@ class HttpConnection(asyncio.Protocol):
         self.close()
 
     # The rest is private.
+
+    def _bound(self) -> None:
+        """Refuse what is too large already, though it is not complete; read no more while much waits."""
+        tail_bytes_max = TAIL_FACTOR_MAX * self._server.body_max_bytes + HEAD_MAX_BYTES
+        if not self._is_idle and not self._is_head_complete and self._head_bytes > HEAD_MAX_BYTES:
+            self._refuse(problem(431, f"the head of a request may hold {HEAD_MAX_BYTES} bytes"))
+        elif not self._is_idle and self._tail_bytes > tail_bytes_max:
+            self._refuse(problem(413, "what stands around the body, chunk sizes or trailers, is far too large"))
+        elif len(self._turns) >= PIPELINE_MAX and self._transport is not None:
+            self._is_reading_paused = True
+            self._transport.pause_reading()
 
     def _refuse_large_body(self) -> None:
         self._refuse(problem(413, f"the body may hold {self._server.body_max_bytes} bytes"))
