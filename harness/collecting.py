@@ -69,7 +69,10 @@ async def collect(
             chain(operations, spans, messages, consumers, advisories, ledger.entries, states, events, channels)
         )
         storm_began_ns = min((window.began_ns for window in windows), default=0)
-        writer.write(touching(writer, window, storm_began_ns) for window in windows)
+        for window in windows:
+            healed = [other.healed_ns for other in windows if other.healed_ns is not None]
+            before_ns = max((at_ns for at_ns in healed if at_ns <= window.began_ns), default=0)
+            writer.write([touching(writer, window, storm_began_ns, healed_before_ns=before_ns)])
         if load is not None:
             writer.write([load])
         return writer.finish()

@@ -63,7 +63,7 @@ class Judgement:
 _FINDINGS_TOLD = 5
 
 ACCEPTED_SHARE_MIN = 0.5
-"""With less than this share of the operations accepted, HOLDS would be about next to nothing."""
+"""With less than this share of the operations of a kind accepted, HOLDS would be about next to nothing."""
 
 
 def judge(evidence: Evidence, invariants: Iterable[Invariant], *, planned_faults: int = 0) -> Judgement:
@@ -124,10 +124,16 @@ def _shortfall(load: LoadSummary | None) -> tuple[str, ...]:
 
 
 def _hardly_accepted(evidence: Evidence) -> tuple[str, ...]:
-    ((accepted, asked),) = evidence.query("SELECT count(*) FILTER (outcome = 'ok'), count(*) FROM operations")
-    if accepted >= asked * ACCEPTED_SHARE_MIN:
-        return ()
-    return (f"hardly anything was accepted: {accepted} of {asked} operations, so the promises were hardly tried",)
+    rows = evidence.query(
+        "SELECT kind, count(*) FILTER (outcome = 'ok') AS accepted, count(*) AS asked FROM operations GROUP BY kind "
+        "HAVING accepted < asked * $1 ORDER BY kind",
+        [ACCEPTED_SHARE_MIN],
+    )
+    return tuple(
+        f"hardly anything was accepted: {accepted} of {asked} operations of kind {kind}, so what is promised of them "
+        "was hardly tried"
+        for kind, accepted, asked in rows
+    )
 
 
 def _died(evidence: Evidence) -> tuple[str, ...]:

@@ -56,12 +56,12 @@ USUAL = order(began_ms=1_000, settled_ms=1_100)
 """The slowest before the storm took 100 ms, so 200 ms are usual."""
 
 
-def touched(*others: tuple[Operation, State], window: FaultWindow = WINDOW) -> int:
+def touched(*others: tuple[Operation, State], window: FaultWindow = WINDOW, healed_before_ms: int = 0) -> int:
     """Return how many operations the window is credited with."""
     writer = EvidenceWriter(None)
     for pair in (USUAL, *others):
         writer.write(pair)
-    found = touching(writer, window, WINDOW.began_ns)
+    found = touching(writer, window, WINDOW.began_ns, healed_before_ns=healed_before_ms * MS)
     writer.finish().close()
     return found.touched
 
@@ -98,3 +98,11 @@ def test_what_was_refused_was_not_held_up() -> None:
 def test_a_fault_that_never_healed_is_credited_with_nothing() -> None:
     """Its window says that it did not heal, which is worse."""
     assert touched(order(began_ms=9_950, settled_ms=20_500), window=replace(WINDOW, healed_ns=None)) == 0
+
+
+def test_what_an_earlier_fault_may_still_hold_up_is_not_credited_to_the_next() -> None:
+    """A harmless fault right after a real one would look effective: the boundary is the earlier one's heal."""
+    held_up = order(began_ms=9_900, settled_ms=20_500)
+
+    assert touched(held_up, healed_before_ms=9_901) == 0
+    assert touched(held_up, healed_before_ms=9_900) == 1

@@ -193,8 +193,22 @@ def test_a_load_of_which_hardly_anything_was_accepted_makes_the_run_unknown() ->
     judgement = judge(evidence_of(operation("o1", Outcome.OK), refused), [claim(Examination(examined=1))])
 
     assert judgement.state is UNKNOWN
-    assert judgement.vacuous == ("hardly anything was accepted: 1 of 3 operations, so the promises were hardly tried",)
+    assert judgement.vacuous == (
+        "hardly anything was accepted: 1 of 3 operations of kind create, so what is promised of them was hardly tried",
+    )
     assert judgement.outcomes == {"failed": 1, "ok": 1, "unknown": 1}
+
+
+def test_a_kind_of_which_hardly_anything_was_accepted_is_not_hidden_by_the_others() -> None:
+    """Many orders went well; what is promised of cancellations was not tried at all."""
+    fine = tuple(replace(operation(f"o{number}", Outcome.OK), number=number) for number in range(8))
+    refused = replace(operation("o1", Outcome.FAILED), number=8, kind="cancel")
+
+    judgement = judge(evidence_of(fine, refused), [claim(Examination(examined=8))])
+
+    assert judgement.vacuous == (
+        "hardly anything was accepted: 0 of 1 operations of kind cancel, so what is promised of them was hardly tried",
+    )
 
 
 def test_a_process_that_died_by_itself_makes_the_run_unknown() -> None:

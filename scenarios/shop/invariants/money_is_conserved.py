@@ -1,6 +1,6 @@
-"""I15: nobody is given back more than was taken.
+"""I15: what is given back is what was taken.
 
-Per order, what the ledger says was refunded is at most what it says was charged before. Together with I3 (what the
+Per order, what the ledger says was refunded, if anything was, is what it says was charged. Together with I3 (what the
 customer sees is what happened) and I4 (what was taken is what was asked for) the totals agree.
 """
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefundedTooMuch(AboutOrder):
-    """More was given back for an order than was taken. cents: in all."""
+class RefundedOtherwise(AboutOrder):
+    """More, or less, was given back for an order than was taken. cents: in all."""
 
     charged_cents: int
     refunded_cents: int
@@ -34,25 +34,26 @@ def _look(evidence: Evidence) -> Examination:
         """
         SELECT key, coalesce(sum(amount_minor) FILTER (kind = 'charge'), 0) AS charged,
                sum(amount_minor) FILTER (kind = 'refund') AS refunded
-        FROM ledger GROUP BY key HAVING refunded > charged ORDER BY min(seq)
+        FROM ledger GROUP BY key HAVING refunded <> charged ORDER BY min(seq)
         """
     )
     findings = tuple(
-        RefundedTooMuch(order=key, charged_cents=int(charged), refunded_cents=int(refunded))
+        RefundedOtherwise(order=key, charged_cents=int(charged), refunded_cents=int(refunded))
         for key, charged, refunded in rows
     )
     return Examination(
         examined=evidence.count("SELECT count(DISTINCT key) FROM ledger WHERE kind IN ('charge', 'refund')"),
-        # A refund without its charge may only be missing it; two refunds of one charge were both seen.
-        safety=tuple(finding for finding in findings if finding.charged_cents),
-        liveness=tuple(finding for finding in findings if not finding.charged_cents),
+        # A refund without its charge may only be missing it, and one that is too small the rest; two refunds of one
+        # charge were both seen.
+        safety=tuple(finding for finding in findings if 0 < finding.charged_cents < finding.refunded_cents),
+        liveness=tuple(finding for finding in findings if not 0 < finding.charged_cents < finding.refunded_cents),
     )
 
 
 money_is_conserved = Invariant(
     id="I15",
     name="money is conserved",
-    claim="no order is refunded more than it was charged",
+    claim="an order that is refunded is refunded what it was charged",
     needs=("ledger",),
     look=_look,
 )

@@ -1,7 +1,9 @@
-"""I4: every charge has an order, and is for its amount.
+"""I4: every charge has an order that was not refused, and is for its amount.
 
 The order is known from the customer who asked for it or from the broker that stored it; the amount is what the customer
-asked for, as the workload recorded it, not what the system says of itself.
+asked for, as the workload recorded it, not what the system says of itself. An order that every answer refused is one
+that nobody placed: a customer who was told no will place it elsewhere. Refusals of an order that was accepted as well,
+or of which nobody can tell, count for nothing: neither does what they asked for.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
 
 _CHARGES = """
 WITH asked AS (
-    SELECT key, any_value(round(json_extract(request, '$.total_amount')::DOUBLE * 100)::BIGINT) AS cents
-    FROM operations WHERE kind = 'create' GROUP BY key
+    SELECT DISTINCT key, round(json_extract(request, '$.total_amount')::DOUBLE * 100)::BIGINT AS cents
+    FROM operations WHERE kind = 'create' AND outcome <> 'failed'
+), refused AS (
+    SELECT DISTINCT key FROM operations WHERE kind = 'create' AND key NOT IN (SELECT key FROM asked)
 ), known AS (
-    SELECT key FROM asked UNION SELECT key FROM messages WHERE key IS NOT NULL
+    SELECT key FROM asked UNION SELECT key FROM messages WHERE key IS NOT NULL UNION SELECT key FROM refused
 ), charges AS (
     SELECT key, seq, amount_minor FROM ledger WHERE kind = 'charge'
 )
@@ -36,6 +40,17 @@ class ChargeWithoutOrder(AboutOrder):
     def sentence(self) -> str:
         """Say it."""
         return f"order {self.order} was charged {self.cents / 100:.2f}, and nobody ever placed it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedAndCharged(AboutOrder):
+    """The customer was told no, and paid."""
+
+    cents: int
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"order {self.order} was refused, and charged {self.cents / 100:.2f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,21 +72,28 @@ def _look(evidence: Evidence) -> Examination:
     wrong = evidence.query(
         _CHARGES
         + """
-        SELECT c.key, c.amount_minor, a.cents FROM charges c JOIN asked a USING (key)
-        WHERE c.amount_minor <> a.cents ORDER BY c.seq
+        SELECT c.key, c.amount_minor, min(a.cents) FROM charges c JOIN asked a USING (key)
+        GROUP BY c.key, c.seq, c.amount_minor HAVING NOT bool_or(c.amount_minor = a.cents) ORDER BY c.seq
         """
+    )
+    refused = evidence.query(
+        _CHARGES + "SELECT key, amount_minor FROM charges WHERE key IN (SELECT key FROM refused) ORDER BY seq"
     )
     return Examination(
         examined=evidence.count(_CHARGES + "SELECT count(*) FROM charges"),
         safety=tuple(WrongAmount(order=key, cents=cents, asked_cents=asked) for key, cents, asked in wrong),
-        liveness=tuple(ChargeWithoutOrder(order=key, cents=cents) for key, cents in unknown),
+        # An operation that is missing may have been accepted.
+        liveness=(
+            *(ChargeWithoutOrder(order=key, cents=cents) for key, cents in unknown),
+            *(RefusedAndCharged(order=key, cents=cents) for key, cents in refused),
+        ),
     )
 
 
 no_effect_without_cause = Invariant(
     id="I4",
     name="no effect without a cause",
-    claim="every charge is for an order that somebody placed, and for its amount",
+    claim="every charge is for an order that somebody placed and was not refused, and for its amount",
     needs=("ledger", "operations", "messages"),
     look=_look,
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from harness.evidence.in_memory import evidence_of
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
-from scenarios.shop.invariants.money_is_conserved import RefundedTooMuch, money_is_conserved
+from scenarios.shop.invariants.money_is_conserved import RefundedOtherwise, money_is_conserved
 from scenarios.shop.invariants.tests.rows import charged, refunded
 
 
@@ -27,14 +27,24 @@ def test_a_second_refund_is_a_violation_even_with_a_torn_ledger() -> None:
     verdict = money_is_conserved.judge(evidence)
 
     assert verdict.state is VIOLATED
-    assert verdict.findings == (RefundedTooMuch(order="o1", charged_cents=1250, refunded_cents=2500),)
+    assert verdict.findings == (RefundedOtherwise(order="o1", charged_cents=1250, refunded_cents=2500),)
 
 
 def test_a_refund_of_more_than_the_charge_by_one_cent_is_a_violation() -> None:
     """Boundary."""
     verdict = money_is_conserved.judge(evidence_of(charged("o1", cents=1250), refunded("o1", cents=1251)))
 
-    assert verdict.findings == (RefundedTooMuch(order="o1", charged_cents=1250, refunded_cents=1251),)
+    assert verdict.findings == (RefundedOtherwise(order="o1", charged_cents=1250, refunded_cents=1251),)
+
+
+def test_a_refund_of_less_than_the_charge_by_one_cent_is_a_violation_unless_the_rest_may_be_missing() -> None:
+    """The customer is told that it was given back."""
+    less = (charged("o1", cents=1250), refunded("o1", cents=1249))
+
+    assert money_is_conserved.judge(evidence_of(*less)).findings == (
+        RefundedOtherwise(order="o1", charged_cents=1250, refunded_cents=1249),
+    )
+    assert money_is_conserved.judge(evidence_of(*less, incomplete={"ledger": "torn"})).state is UNKNOWN
 
 
 def test_a_refund_whose_charge_may_be_in_the_torn_part_is_unknown() -> None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from harness.evidence.in_memory import evidence_of
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
-from harness.records import Operation
+from harness.records import Operation, Outcome
 from scenarios.shop.invariants.no_effect_without_cause import (
     ChargeWithoutOrder,
+    RefusedAndCharged,
     WrongAmount,
     no_effect_without_cause,
 )
@@ -36,6 +37,27 @@ def test_a_charge_for_an_order_that_nobody_placed_is_a_violation() -> None:
 
     assert verdict.state is VIOLATED
     assert verdict.findings == (ChargeWithoutOrder(order="o9", cents=700),)
+
+
+def test_a_charge_for_an_order_that_was_refused_is_a_violation_though_the_broker_has_it() -> None:
+    """A customer who was told no places the order elsewhere."""
+    refused = replace(asked("o1", "12.5"), outcome=Outcome.FAILED)
+
+    verdict = no_effect_without_cause.judge(evidence_of(refused, stored("o1"), charged("o1", cents=1250)))
+
+    assert verdict.findings == (RefusedAndCharged(order="o1", cents=1250),)
+
+
+def test_a_refusal_of_an_order_that_was_accepted_as_well_counts_for_nothing() -> None:
+    """The key was used again, for another amount: whichever comes first, the order is the one that was accepted."""
+    first = asked("o1", "12.5")
+    again = replace(asked("o1", "99"), number=1, outcome=Outcome.FAILED)
+
+    for operations in ((first, again), (again, first)):
+        held = no_effect_without_cause.judge(evidence_of(operations, charged("o1", cents=1250)))
+        assert held.state is HOLDS
+        wrong = no_effect_without_cause.judge(evidence_of(operations, charged("o1", cents=9900)))
+        assert wrong.findings == (WrongAmount(order="o1", cents=9900, asked_cents=1250),)
 
 
 def test_another_amount_than_asked_is_a_violation_whatever_is_missing() -> None:
