@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import time
@@ -32,6 +33,7 @@ from system.jetstream import (
     ensure_stream,
     stored_payload,
 )
+from system.jetstream.connection import KEPT_AGAIN_S, UNSENT_MAX_BYTES
 from system.metrics import Metrics
 from system.settings import NatsSettings
 from system.tests.parts import Broker, Proxy, wait_until, wait_until_it
@@ -189,6 +191,28 @@ async def test_a_message_the_server_refuses_raises(connection: Connection, metri
 
     with pytest.raises(PublishRefusedError):
         await publisher.publish("tests.a", b"", message_id="1", headers=headers, deadline_s=5)
+
+
+async def test_a_refusal_after_an_attempt_whose_ack_was_lost_says_nothing_of_that_attempt(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """The first attempt is stored; what the server says to the second is no reason to tell a customer "not taken"."""
+
+    class LossyPublisher(Publisher):
+        def _on_ack(self, message: Message) -> None:
+            if b'"error"' in message.payload:
+                super()._on_ack(message)
+
+    await ensure_stream(connection, STREAM)
+    publisher = LossyPublisher(connection, metrics=metrics, attempt_timeout_s=0.1)
+    await publisher.start()
+    # The second attempt meets the message of the first, and so another last sequence than it expects.
+    headers = {"Nats-Expected-Last-Sequence": "0"}
+
+    with pytest.raises(PublishUnknownError, match="it may be stored"):
+        await publisher.publish("tests.a", b"one", message_id="", headers=headers, deadline_s=5)
+
+    assert await stored_payload(connection, "TESTS", 1) == b"one"
 
 
 async def test_a_publish_that_never_left_is_known_not_to_be_stored(
@@ -361,6 +385,54 @@ async def test_acks_outlive_a_connection_that_is_lost_before_they_leave(broker: 
                 await wait_until_it(is_all_acknowledged, what="all acknowledged")
 
     assert len(taken) == 20
+
+
+async def test_a_stop_does_not_wait_for_a_consumer_that_is_being_made_again(
+    connection: Connection, metrics: Metrics
+) -> None:
+    """A broker that does not answer may take 30 s to be given up, and a stop has 15."""
+    is_making, finish = asyncio.Event(), asyncio.Event()
+
+    async def restore() -> None:
+        is_making.set()
+        while not finish.is_set():  # as nats-py, which keeps a cancellation to itself that meets an answer
+            with contextlib.suppress(asyncio.CancelledError):
+                await finish.wait()
+
+    consumer = Consumer(connection, CONSUMER, Notebook(), restore=restore, metrics=metrics)  # nobody made it
+    running = asyncio.create_task(consumer.run())
+    await is_making.wait()
+    consumer.stop()
+    async with asyncio.timeout(2):
+        await running
+    finish.set()
+
+
+async def test_answers_kept_because_of_a_congestion_leave_when_it_ends(metrics: Metrics) -> None:
+    """Nobody tells when the server reads again; without the connection being lost, nothing else would send them."""
+
+    class Congested:
+        is_connected = True
+        unsent_bytes = 2 * UNSENT_MAX_BYTES
+        sent = b""
+
+        def write(self, data: bytes) -> bool:
+            self.sent += data
+            return True
+
+    client = Congested()
+    connection = Connection(NatsSettings(url="nats://127.0.0.1:1"), name="test", metrics=metrics)
+    connection._client = client  # type: ignore[assignment]  # as much of it as is asked here
+    connection._announce_connected()
+    connection._writer.put(b"PING\r\n")
+    await wait_until(lambda: client.sent == b"PING\r\n")
+    delivery = Delivery(connection, Message("tests.work", "$JS.ACK.TESTS.worker.1.1.1.1.0", b""))
+    await delivery.ack()
+    await asyncio.sleep(2 * KEPT_AGAIN_S)
+    assert b"+ACK" not in client.sent
+    client.unsent_bytes = 0
+
+    await wait_until(lambda: b"+ACK" in client.sent)
 
 
 async def test_answers_that_wait_too_long_for_a_connection_are_dropped(

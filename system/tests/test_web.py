@@ -391,3 +391,52 @@ async def test_repeated_headers_are_joined_and_names_are_lower_case() -> None:
     (request,) = echo.seen
     assert request.path == "/a"
     assert request.headers["x-a"] == "1, 2"
+
+
+async def test_what_comes_behind_a_body_is_no_header() -> None:
+    """RFC 9110, 6.5.1: a proxy in front has not looked at it."""
+    seen: list[dict[str, str]] = []
+
+    async def handler(request: Request) -> Response:
+        seen.append(dict(request.headers))
+        return Response(status=200)
+
+    async with serving(handler) as (_, port):
+        (reply,) = await ask_raw(
+            port,
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+            b"2\r\n{}\r\n0\r\nidempotency-key: theirs\r\nhost: b\r\n\r\n",
+        )
+
+    assert reply.status == 200
+    assert seen == [{"host": "a", "transfer-encoding": "chunked", "connection": "close"}]
+
+
+@pytest.mark.parametrize("around", [b"0\r\n" + b"x: y\r\n" * 200_000, b"1;" + b"e" * 1_200_000])
+async def test_what_stands_around_a_body_is_bounded(around: bytes) -> None:
+    """Trailers without end, or an extension of a chunk: refused, and neither kept nor looked at any more."""
+    async with serving(Echo()) as (_, port):
+        (reply,) = await ask_raw(port, b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n" + around)
+
+    assert reply.status == 413
+
+
+async def test_a_connection_that_is_to_close_and_whose_client_reads_nothing_is_cut() -> None:
+    """What is left of an answer waits in this process, too little for the transport to say so."""
+    cut: list[bool] = []
+
+    class Closing(Wire):
+        def is_closing(self) -> bool:
+            return True
+
+        def abort(self) -> None:
+            cut.append(True)
+
+    connection = HttpConnection(Server(Address(host="127.0.0.1", port=1), Now()))
+    connection.connection_made(Closing())
+    now_s = time.monotonic()
+
+    connection.expire(now_s + IDLE_MAX_S - 1)
+    assert cut == []
+    connection.expire(now_s + IDLE_MAX_S + 1)
+    assert cut == [True]
