@@ -141,6 +141,8 @@ def _spans_channel(
     gaps.extend(
         f"spans of {service} are not numbered, so their loss cannot be measured" for service in sorted(unnumbered)
     )
+    if not numbers and not unnumbered and not system.traced:
+        gaps.append("no span came, and no process of the system is said to make any")
     if receiver.bodies_refused:
         gaps.append(f"{receiver.bodies_refused} OTLP bodies were refused")
     if receiver.spans_refused:

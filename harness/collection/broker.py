@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 import nats.errors
 from nats.aio.client import Client
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    ConsumerInfo,
+    DeliverPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
 from nats.js.errors import APIError, NotFoundError
 
 from harness.environment.concurrency import shielded
@@ -29,7 +37,6 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
     from nats.js import JetStreamContext
-    from nats.js.api import ConsumerInfo
 
     from harness.environment.nats.access import BrokerAccess
 
@@ -49,6 +56,10 @@ _SPAN_HEX = 16
 
 KeyOf = Callable[[str, Mapping[str, str], bytes], "str | None"]
 """Adapter's function: (subject, headers, payload) to the key the message is about, or None."""
+
+
+class UnlistedError(Exception):
+    """A cluster does not say how some consumers stand: who leads them does not answer."""
 
 
 class BrokerRecords:
@@ -105,7 +116,7 @@ class BrokerRecords:
                 infos = await self._durables(stream)
             except NotFoundError:
                 continue  # a stream that is not there owes nothing; `messages` says that it is missing
-            except SILENCE:
+            except (*SILENCE, UnlistedError):
                 return 1
             total += sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos)
         return total
@@ -117,7 +128,7 @@ class BrokerRecords:
         for stream in streams:
             try:
                 infos = await self._durables(stream)
-            except SILENCE as error:
+            except (*SILENCE, UnlistedError) as error:
                 gaps.append(f"the consumers of {stream} could not be read: {_spelled(error)}")
                 continue
             rows.extend(_consumer(stream, info) for info in infos)
@@ -176,7 +187,21 @@ class BrokerRecords:
         )
 
     async def _durables(self, stream: str) -> list[ConsumerInfo]:
-        return [info for info in await self._jetstream.consumers_info(stream) if info.config.durable_name]
+        # Not nats-py's `consumers_info`: it reads the first page only, and does not say whom a cluster left out.
+        found: list[ConsumerInfo] = []
+        total = 1
+        while len(found) < total:
+            request = json.dumps({"offset": len(found)}).encode()
+            answer = await self._client.request(f"$JS.API.CONSUMER.LIST.{stream}", request, timeout=_FETCH_WITHIN_S)
+            page = json.loads(answer.data)
+            if "error" in page:
+                APIError.from_error(page["error"])
+            if page.get("missing"):
+                raise UnlistedError(f"nobody answers for {', '.join(sorted(page['missing']))}")
+            infos = page.get("consumers") or []
+            found += [ConsumerInfo.from_response(info) for info in infos]
+            total = page["total"] if infos else len(found)
+        return [info for info in found if info.config.durable_name]
 
     async def _read(self, stream: str, count: int) -> AsyncIterator[Msg]:
         if count == 0:

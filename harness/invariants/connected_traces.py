@@ -180,12 +180,22 @@ def _look(evidence: Evidence) -> Examination:
             FROM told
         ), convention AS (
             SELECT count(*) > 0 AS is_used FROM told_by WHERE consumer IS NOT NULL
+        ), filters AS (
+            SELECT stream, name, delivered_sequence, unnest(
+                CASE WHEN json_array_length(config, '$.filter_subjects') > 0
+                     THEN json_extract_string(config, '$.filter_subjects[*]')
+                     ELSE [coalesce(nullif(json_extract_string(config, '$.filter_subject'), ''), '>')] END
+            ) AS subject FROM consumers
+        ), taking AS (
+            -- As NATS matches: * is one token, > at the end is one or more.
+            SELECT stream, name, delivered_sequence,
+                   replace(replace(regexp_escape(subject), '\\*', '[^.]+'), '\\>', '.+') AS pattern FROM filters
         ), due AS (
             SELECT m.trace_id, m.span_id, c.name AS consumer
-            FROM messages m JOIN consumers c ON c.stream = m.stream AND m.sequence <= c.delivered_sequence
+            FROM messages m JOIN taking c ON c.stream = m.stream AND m.sequence <= c.delivered_sequence
             CROSS JOIN convention
             WHERE is_used AND m.key IN (SELECT key FROM accepted) AND m.span_id IS NOT NULL
-              AND coalesce(json_extract_string(c.config, '$.filter_subject'), '') IN (m.subject, '', '>')
+              AND regexp_full_match(m.subject, c.pattern)
             UNION
             SELECT m.trace_id, m.span_id, NULL
             FROM messages m CROSS JOIN convention
@@ -228,6 +238,6 @@ connected_traces = Invariant(
     id="I9",
     name="traces are connected",
     claim="the spans of an accepted operation form one trace: one root, no orphan, each delivery linked to its publish",
-    needs=("operations", "spans", "messages"),
+    needs=("operations", "spans", "messages", "consumers"),
     look=_look,
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from harness.evidence.in_memory import evidence_of
 from harness.invariants.connected_traces import (
     ForeignTrace,
@@ -195,6 +197,51 @@ def test_each_durable_consumer_must_tell_of_its_own_delivery() -> None:
     assert verdict.findings == (
         UnlinkedDelivery(key="o1", subject="orders.created", stream="ORDERS", sequence=1, consumer="payment-processor"),
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "is_taken"),
+    [
+        ('{"filter_subject": "orders.created"}', True),
+        ('{"filter_subject": "orders.>"}', True),
+        ('{"filter_subject": "orders.*"}', True),
+        ('{"filter_subject": "*.created"}', True),
+        ('{"filter_subject": ""}', True),
+        ("{}", True),
+        ('{"filter_subjects": ["orders.cancelled", "orders.*"]}', True),
+        ('{"filter_subject": "orders.cancelled"}', False),
+        ('{"filter_subject": "orders.*.late"}', False),
+        ('{"filter_subject": "ordersxcreated"}', False),
+        ('{"filter_subject": null, "filter_subjects": ["orders.cancelled"]}', False),
+    ],
+)
+def test_a_consumer_owes_a_span_for_what_its_filters_let_through(config: str, *, is_taken: bool) -> None:
+    """As NATS matches subjects: whoever takes a message must say so, and nobody else need."""
+    projection = replace(PROCESS, attributes='{"messaging.consumer.group.name": "order-projection"}')
+    other = replace(durable("other"), config=config)
+
+    verdict = connected_traces.judge(
+        evidence_of(OPERATION, SERVER, PUBLISH, projection, MESSAGE, durable("order-projection"), other)
+    )
+
+    untold = UnlinkedDelivery(key="o1", subject="orders.created", stream="ORDERS", sequence=1, consumer="other")
+    assert verdict.findings == ((untold,) if is_taken else ())
+
+
+def test_without_all_consumers_nobody_can_tell_whose_delivery_is_untold() -> None:
+    """One that is not on record may have taken every message and told of none."""
+    projection = replace(PROCESS, attributes='{"messaging.consumer.group.name": "order-projection"}')
+    evidence = evidence_of(
+        OPERATION,
+        SERVER,
+        PUBLISH,
+        projection,
+        MESSAGE,
+        durable("order-projection"),
+        incomplete={"consumers": "nobody answers for payment-processor"},
+    )
+
+    assert connected_traces.judge(evidence).state is UNKNOWN
 
 
 def test_a_message_that_was_not_delivered_yet_owes_no_span() -> None:
