@@ -21,7 +21,14 @@ from system import money, telemetry
 from system.database import DatabaseError
 from system.jetstream import PublishRefusedError, PublishUnavailableError, PublishUnknownError
 from system.metrics import Metrics
-from system.orders.intake import ConflictError, Intake, NewOrder, NoSuchOrderError, NothingToCancelError
+from system.orders.intake import (
+    ConflictError,
+    Intake,
+    NewOrder,
+    NoSuchOrderError,
+    NothingToCancelError,
+    NotYetKnownError,
+)
 from system.orders.recent import TooManyRecentError
 from system.orders.store import UNDONE
 from system.telemetry import HotSpan, LeanTracer, SpanTemplate
@@ -167,6 +174,7 @@ class OrdersApi:
     def read(self, request: Request) -> NewOrder:
         """The order a request asks for; `RefusedError` if it asks for none that can be."""
         order_id = request.headers.get("idempotency-key")
+        is_named = order_id is not None
         if order_id is None:
             order_id = _new_id()
         elif not _ORDER_ID.fullmatch(order_id):
@@ -184,6 +192,7 @@ class OrdersApi:
             raise RefusedError(problem(422, str(error))) from None
         return NewOrder(
             order_id=order_id,
+            is_named=is_named,
             customer_id=body.customer_id,
             amount_minor=amount_minor,
             currency=body.currency,
@@ -209,6 +218,7 @@ _REFUSALS = (
     ConflictError,
     NoSuchOrderError,
     NothingToCancelError,
+    NotYetKnownError,
     TooManyRecentError,
     DatabaseError,
     PublishRefusedError,

@@ -20,6 +20,7 @@ from system import events, topology
 from system.announcing import Announcer
 from system.events import OrderCancelled, OrderCreated, PaymentStatus
 from system.jetstream import Connection, PubAck, PublishUnknownError, RequestError, stored_payload
+from system.orders.catching_up import CatchingUp
 from system.orders.recent import RecentOrders
 from system.orders.settling import SettleTimes
 from system.orders.store import PENDING, UNDONE, OrderStore, StoredOrder
@@ -35,14 +36,19 @@ class NoSuchOrderError(Exception):
     """There is no order under this id."""
 
 
+class NotYetKnownError(Exception):
+    """Whether there is an order under this id is not known yet; nothing was published."""
+
+
 class NothingToCancelError(Exception):
     """The order was declined: no money moved, and none will."""
 
 
 class NewOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What a customer asks for. amount_minor: hundredths of the currency."""
+    """What a customer asks for. amount_minor: hundredths of the currency. is_named: the customer chose the id."""
 
     order_id: str
+    is_named: bool
     customer_id: str
     amount_minor: int
     currency: str
@@ -66,24 +72,29 @@ class Intake:
         store: OrderStore,
         recent: RecentOrders,
         settle_times: SettleTimes,
+        catching_up: CatchingUp,
     ) -> None:
         self._connection = connection
         self._announcer = announcer
         self._store = store
         self._recent = recent
         self._settle_times = settle_times
+        self._catching_up = catching_up
 
     async def accept(self, new: NewOrder) -> str:
         """Store an order in the stream, once; returns its status.
 
-        Raises `ConflictError`, `TooManyRecentError`, `PublishRefusedError`, `PublishUnavailableError` or
-        `DatabaseError` if this call certainly did not store it, and `PublishUnknownError` if nobody can tell.
+        Raises `ConflictError`, `NotYetKnownError`, `TooManyRecentError`, `PublishRefusedError`,
+        `PublishUnavailableError` or `DatabaseError` if this call certainly did not store it, and `PublishUnknownError`
+        if nobody can tell.
         """
         known = await self.find(new.order_id)
         if known is not None:
             if not new.is_same_as(known):
                 raise ConflictError
             return known.status
+        if new.is_named and not self._catching_up.is_over:
+            raise NotYetKnownError("orders from before the start of this service are still being read")
         order = OrderCreated(
             order_id=new.order_id,
             customer_id=new.customer_id,

@@ -18,6 +18,7 @@ from system.jetstream import Connection, Consumer, Handler, Publisher, RequestEr
 from system.metrics import Metrics
 from system.orders import openapi
 from system.orders.api import OrdersApi
+from system.orders.catching_up import CatchingUp
 from system.orders.intake import Intake
 from system.orders.projection import OrderProjection, PaymentProjection
 from system.orders.recent import RecentOrders
@@ -69,7 +70,8 @@ async def _serve(settings: OrdersSettings, stopping: Stopping, telemetry: Teleme
         recent = RecentOrders()
         settle_times = SettleTimes(metrics)
         announcer = Announcer(tracer, publisher)
-        intake = Intake(connection, announcer, store, recent, settle_times)
+        catching_up = CatchingUp()
+        intake = Intake(connection, announcer, store, recent, settle_times, catching_up)
         specs = topology.projections(settings.ack_wait_s)
 
         async def ensure() -> None:
@@ -105,6 +107,7 @@ async def _serve(settings: OrdersSettings, stopping: Stopping, telemetry: Teleme
             keepers = (
                 loops.create_task(connection.keep(), name="connection"),
                 loops.create_task(recent.forget_committed(store.known), name="recent orders"),
+                loops.create_task(catching_up.watch(connection, specs[0]), name="catching up"),
             )
             pulls = [loops.create_task(consumer.run(), name="consumer") for consumer in consumers]
             service.started()

@@ -19,6 +19,7 @@ from system.database import open_database
 from system.events import PaymentProcessed, PaymentStatus
 from system.jetstream import Connection, Publisher, PublishUnavailableError, PublishUnknownError
 from system.metrics import Metrics
+from system.orders.catching_up import CatchingUp
 from system.orders.intake import Intake, NewOrder, NoSuchOrderError, NothingToCancelError
 from system.orders.projection import OrderProjection, PaymentProjection
 from system.orders.recent import RecentOrders
@@ -52,7 +53,9 @@ class Desk:
         recent = RecentOrders()
         times = SettleTimes(metrics)
         self.spans = Spans()
-        self.intake = Intake(connection, Announcer(self.spans.tracer, publisher), store, recent, times)
+        self.intake = Intake(
+            connection, Announcer(self.spans.tracer, publisher), store, recent, times, CatchingUp(is_over=True)
+        )
         self._payments = PaymentProjection(store, times, metrics)
         self._orders = OrderProjection(store, recent)
         self._connection = connection
@@ -64,7 +67,9 @@ class Desk:
 
     async def place(self, order_id: str) -> None:
         """An accepted order, not in the table yet."""
-        await self.intake.accept(NewOrder(order_id=order_id, customer_id="c1", amount_minor=1250, currency="EUR"))
+        await self.intake.accept(
+            NewOrder(order_id=order_id, is_named=True, customer_id="c1", amount_minor=1250, currency="EUR")
+        )
 
     async def settle(self, order_id: str, *statuses: PaymentStatus) -> None:
         """Its payment comes to this."""
@@ -207,5 +212,5 @@ async def test_the_same_order_again_is_accepted_with_the_status_it_has_now(desk:
     await desk.place("o1")
     await desk.settle("o1", PAID, REFUNDED)
 
-    again = NewOrder(order_id="o1", customer_id="c1", amount_minor=1250, currency="EUR")
+    again = NewOrder(order_id="o1", is_named=True, customer_id="c1", amount_minor=1250, currency="EUR")
     assert await desk.intake.accept(again) == "REFUNDED"

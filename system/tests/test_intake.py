@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+import msgspec
+import pytest
+
 from system.announcing import Announcer
 from system.jetstream import Connection, PubAck
 from system.metrics import Metrics
-from system.orders.intake import Intake, NewOrder
+from system.orders.catching_up import CatchingUp
+from system.orders.intake import Intake, NewOrder, NotYetKnownError
 from system.orders.recent import RecentOrders
 from system.orders.settling import SettleTimes
 from system.orders.store import OrderStore, StoredOrder
 
-ORDER = NewOrder(order_id="o1", customer_id="c1", amount_minor=1250, currency="EUR")
+ORDER = NewOrder(order_id="o1", is_named=True, customer_id="c1", amount_minor=1250, currency="EUR")
 
 
 class SlowTable(OrderStore):
@@ -45,9 +49,24 @@ class PromptAnnouncer(Announcer):
         return PubAck(stream="ORDERS", sequence=self.announced, duplicate=False)
 
 
-def intake_over(table: SlowTable, recent: RecentOrders, announcer: PromptAnnouncer) -> Intake:
+def intake_over(
+    table: SlowTable, recent: RecentOrders, announcer: PromptAnnouncer, *, is_caught_up: bool = True
+) -> Intake:
     """An intake with no broker behind it."""
-    return Intake(cast("Connection", None), announcer, table, recent, SettleTimes(Metrics()))
+    catching_up = CatchingUp(is_over=is_caught_up)
+    return Intake(cast("Connection", None), announcer, table, recent, SettleTimes(Metrics()), catching_up)
+
+
+async def test_while_old_orders_are_still_being_read_only_an_id_of_our_own_is_taken() -> None:
+    """P6: under a key that a customer chose there may be another order, which nobody remembers yet."""
+    announcer = PromptAnnouncer()
+    intake = intake_over(SlowTable(), RecentOrders(), announcer, is_caught_up=False)
+
+    with pytest.raises(NotYetKnownError):
+        await intake.accept(ORDER)
+    assert announcer.announced == 0
+    assert await intake.accept(msgspec.structs.replace(ORDER, is_named=False)) == "PENDING"
+    assert announcer.announced == 1
 
 
 async def test_an_order_that_is_committed_while_the_table_is_asked_is_found() -> None:

@@ -93,7 +93,9 @@ async def test_the_idempotency_key_is_the_orders_id() -> None:
     desk = Desk()
     await post(desk, json.dumps({**GOOD, "currency": "CHF"}).encode(), idempotency_key="my-order_1")
 
-    assert desk.accepted == [NewOrder(order_id="my-order_1", customer_id="c1", amount_minor=1250, currency="CHF")]
+    assert desk.accepted == [
+        NewOrder(order_id="my-order_1", is_named=True, customer_id="c1", amount_minor=1250, currency="CHF")
+    ]
 
 
 @pytest.mark.parametrize(
