@@ -238,7 +238,9 @@ async def broker_records(access: BrokerAccess) -> AsyncIterator[BrokerRecords]:
 
     async def note(error: Exception) -> None:
         # Kept for the sentence below only: later the broker may be killed on purpose, and a failed read says so itself.
-        seen[:] = [error]
+        # What the broker said counts for more than that it then hung up.
+        if not seen or not isinstance(error, OSError):
+            seen[:] = [error]
         hang_up(client)
 
     client = Client()

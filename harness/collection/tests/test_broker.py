@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from harness.collection.broker import BrokerRecords
+from harness.environment.tests.backends import somebody
 from harness.environment.tests.clients import STREAM, let_in, published
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nats.aio.client import Client
-    from nats.js import JetStreamContext
-
-    from harness.fixtures.nats_server import RunningNats
 
 
-async def test_consumers_are_all_read_though_a_broker_lists_them_in_pages(
-    nats_server: RunningNats, jetstream: JetStreamContext
-) -> None:
+@pytest.mark.usefixtures("toxiproxy_binary")
+async def test_consumers_are_all_read_though_a_broker_lists_them_in_pages(tmp_path: Path) -> None:
     """A page holds 256; each of them owes the one message there is."""
-    await jetstream.add_stream(name=STREAM, subjects=["orders.>"])
-    for number in range(300):
-        await jetstream.add_consumer(STREAM, durable_name=f"worker-{number}", ack_policy="explicit")
-    async with let_in(nats_server.access) as client:
+    async with somebody(tmp_path) as theirs, let_in(theirs.access) as client:
+        jetstream = client.jetstream()
+        await jetstream.add_stream(name=STREAM, subjects=["orders.>"])
+        for number in range(300):
+            await jetstream.add_consumer(STREAM, durable_name=f"worker-{number}", ack_policy="explicit")
         await published(jetstream, "one")
         records = BrokerRecords(client)
         rows, channel = await records.consumers((STREAM,))
