@@ -36,7 +36,7 @@ async def probe_http(address: str, path: str, timeout_s: float = PROBE_TIMEOUT_S
         return f"GET {path} at {address}: {_words(error)}"
     except HttpError as error:
         return str(error)
-    return None if answer.status == 200 else f"GET {path} at {address}: {answer.status} {answer.text[:200]}"  # noqa: PLR2004 - OK
+    return None if answer.status == 200 else f"GET {path} at {address}: {answer.status} {answer.text[:200]}"  # noqa: PLR2004 - ready
 
 
 async def probe_nats(

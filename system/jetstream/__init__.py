@@ -18,9 +18,12 @@ from system.jetstream.streams import (
     ConsumerSpec,
     StreamSpec,
     TopologyError,
+    acknowledged,
     ensure_consumer,
     ensure_stream,
+    last_stored,
     stored_payload,
+    stored_since,
 )
 from system.jetstream.wire import Message
 
@@ -41,7 +44,10 @@ __all__ = [
     "RequestError",
     "StreamSpec",
     "TopologyError",
+    "acknowledged",
     "ensure_consumer",
     "ensure_stream",
+    "last_stored",
     "stored_payload",
+    "stored_since",
 ]

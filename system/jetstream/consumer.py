@@ -108,7 +108,6 @@ class Consumer:
         self._wake = asyncio.Event()
         self._not_before_s = 0.0
         self._is_missing = False
-        self._is_stopping = False
         self._stopped = asyncio.Event()
         self.is_running = False
         name = spec.name
@@ -143,7 +142,6 @@ class Consumer:
 
     def stop(self) -> None:
         """Pull no more."""
-        self._is_stopping = True
         self._stopped.set()
         self._wake.set()
 
@@ -169,7 +167,7 @@ class Consumer:
             self._end_request(pause=True)
 
     async def _pull_until_stopped(self) -> None:
-        while not self._is_stopping:
+        while not self._stopped.is_set():
             self._wake.clear()
             now_s = time.monotonic()
             if self._request is not None and now_s >= self._request.silent_at_s:
@@ -319,7 +317,7 @@ class Consumer:
             self._take(gathered)
 
     def _take(self, deliveries: Sequence[Delivery]) -> None:
-        if self._is_stopping:
+        if self._stopped.is_set():
             for delivery in deliveries:
                 delivery.give_back(GIVE_BACK_DELAY_S)
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 
@@ -24,6 +25,7 @@ RETRY_PAUSE_S = 0.05
 
 _STREAM_DIFFERS = 10058
 _CONSUMER_DIFFERS = frozenset({10013, 10148})
+_NOT_FOUND = 404
 _UNAVAILABLE = 503
 _NS = 1_000_000_000
 
@@ -101,13 +103,20 @@ class _Error(msgspec.Struct):
 
 
 class _StoredMessage(msgspec.Struct):
+    seq: int
+    time: datetime
     data: str = ""
+
+
+class _Floor(msgspec.Struct, frozen=True):
+    stream_seq: int = 0
 
 
 class _Reply(msgspec.Struct):
     error: _Error | None = None
     config: dict[str, object] = {}
     message: _StoredMessage | None = None
+    ack_floor: _Floor = _Floor()
 
 
 async def ensure_stream(connection: Connection, spec: StreamSpec) -> None:
@@ -158,6 +167,35 @@ async def stored_payload(connection: Connection, stream: str, sequence: int) -> 
         reason = reply.error.description if reply.error else "an empty answer"
         raise RequestError(f"message {sequence} of {stream} cannot be read: {reason}")
     return base64.b64decode(reply.message.data)
+
+
+async def last_stored(connection: Connection, stream: str, subject: str) -> int:
+    """The sequence of the newest message on a subject, 0 if there is none; `RequestError` if it cannot be had."""
+    found = await _stored(connection, stream, {"last_by_subj": subject})
+    return 0 if found is None else found.seq
+
+
+async def stored_since(connection: Connection, stream: str, subject: str, first: int) -> datetime | None:
+    """When the oldest message on a subject at or behind a sequence was stored, None if there is none."""
+    found = await _stored(connection, stream, {"seq": first, "next_by_subj": subject})
+    return None if found is None else found.time
+
+
+async def acknowledged(connection: Connection, spec: ConsumerSpec) -> int:
+    """Up to which sequence a consumer's messages are all acknowledged, 0 if there is no such consumer."""
+    return (await _look(connection, f"$JS.API.CONSUMER.INFO.{spec.stream}.{spec.name}", b"")).ack_floor.stream_seq
+
+
+async def _stored(connection: Connection, stream: str, which: dict[str, object]) -> _StoredMessage | None:
+    return (await _look(connection, f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode(which))).message
+
+
+async def _look(connection: Connection, subject: str, payload: bytes) -> _Reply:
+    """The reply, which may be that there is nothing."""
+    reply = await _ask(connection, subject, payload)
+    if reply.error is not None and reply.error.code != _NOT_FOUND:
+        raise RequestError(f"{subject}: {reply.error.description}")
+    return reply
 
 
 async def _ask_until_available(connection: Connection, subject: str, payload: bytes) -> _Reply:

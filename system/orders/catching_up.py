@@ -13,41 +13,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from datetime import datetime
-
-import msgspec
 
 from system import topology
-from system.jetstream import Connection, ConsumerSpec, RequestError
+from system.jetstream import Connection, ConsumerSpec, RequestError, acknowledged, last_stored, stored_since
 
 log = logging.getLogger(__name__)
 
 REMEMBERED_S = topology.DEDUP_WINDOW_S / 2
 """What is younger is in the broker's memory, and in the table before it leaves that."""
 LOOK_EVERY_S = 0.1
-ASK_WITHIN_S = 2.0
-
-_NOT_FOUND = 404
-
-
-class _Error(msgspec.Struct):
-    code: int = 0
-    description: str = ""
-
-
-class _Message(msgspec.Struct):
-    seq: int
-    time: datetime
-
-
-class _Floor(msgspec.Struct, frozen=True):
-    stream_seq: int = 0
-
-
-class _Answer(msgspec.Struct):
-    error: _Error | None = None
-    message: _Message | None = None
-    ack_floor: _Floor = _Floor()
 
 
 class CatchingUp:
@@ -62,42 +36,18 @@ class CatchingUp:
         while not self.is_over:
             try:
                 if last is None:
-                    last = await _last(connection, projection)
-                self.is_over = await self._is_through(connection, projection, last)
+                    last = await last_stored(connection, projection.stream, projection.subject)
+                self.is_over = await _is_through(connection, projection, last)
             except RequestError as error:
                 log.info("how far orders are known again cannot be asked now: %s", error)
             if not self.is_over:
                 await asyncio.sleep(LOOK_EVERY_S)
 
-    async def _is_through(self, connection: Connection, projection: ConsumerSpec, last: int) -> bool:
-        info = await _ask(connection, f"$JS.API.CONSUMER.INFO.{projection.stream}.{projection.name}", {})
-        if info.ack_floor.stream_seq >= last:
-            return True
-        oldest = await _ask(
-            connection,
-            f"$JS.API.STREAM.MSG.GET.{projection.stream}",
-            {"seq": info.ack_floor.stream_seq + 1, "next_by_subj": projection.subject},
-        )
-        return oldest.message is None or _age_s(oldest.message) < REMEMBERED_S
 
-
-async def _last(connection: Connection, projection: ConsumerSpec) -> int:
-    """Where the last order of before the start is stored, 0 if there is none."""
-    found = await _ask(connection, f"$JS.API.STREAM.MSG.GET.{projection.stream}", {"last_by_subj": projection.subject})
-    return 0 if found.message is None else found.message.seq
-
-
-async def _ask(connection: Connection, subject: str, question: dict[str, object]) -> _Answer:
-    payload = await connection.request(subject, msgspec.json.encode(question), within_s=ASK_WITHIN_S)
-    try:
-        answer = msgspec.json.decode(payload, type=_Answer)
-    except msgspec.DecodeError as error:
-        raise RequestError(f"{subject}: the answer makes no sense: {error}") from None
-    if answer.error is not None and answer.error.code != _NOT_FOUND:
-        raise RequestError(f"{subject}: {answer.error.description}")
-    return answer
-
-
-def _age_s(message: _Message) -> float:
-    """By our clock; the broker's may differ by less than the half window that is left."""
-    return time.time() - message.time.timestamp()
+async def _is_through(connection: Connection, projection: ConsumerSpec, last: int) -> bool:
+    done = await acknowledged(connection, projection)
+    if done >= last:
+        return True
+    oldest = await stored_since(connection, projection.stream, projection.subject, done + 1)
+    # By our clock; the broker's may differ by less than the half window that is left.
+    return oldest is None or time.time() - oldest.timestamp() < REMEMBERED_S

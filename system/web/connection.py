@@ -239,10 +239,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _bound(self) -> None:
         """Refuse what is too large already, though it is not complete; read no more while much waits."""
-        tail_bytes_max = TAIL_FACTOR_MAX * self._server.body_max_bytes + HEAD_MAX_BYTES
-        if not self._is_idle and not self._is_head_complete and self._head_bytes > HEAD_MAX_BYTES:
+        if self._is_idle:
+            is_head_too_large = is_tail_too_large = False  # as nearly always: a request comes in one piece
+        else:
+            is_head_too_large = not self._is_head_complete and self._head_bytes > HEAD_MAX_BYTES
+            is_tail_too_large = self._tail_bytes > TAIL_FACTOR_MAX * self._server.body_max_bytes + HEAD_MAX_BYTES
+        if is_head_too_large:
             self._refuse(problem(431, f"the head of a request may hold {HEAD_MAX_BYTES} bytes"))
-        elif not self._is_idle and self._tail_bytes > tail_bytes_max:
+        elif is_tail_too_large:
             self._refuse(problem(413, "what stands around the body, chunk sizes or trailers, is far too large"))
         elif len(self._turns) >= PIPELINE_MAX and self._transport is not None:
             self._is_reading_paused = True
