@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from harness.errors import EvidenceDamagedError
+from harness.errors import EvidenceDamagedError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,14 @@ class Plan:
         """Write `plan.json`."""
         text = json.dumps(asdict(self), indent=2) + "\n"
         (directory / FILE_NAME).write_text(text, encoding="utf-8")
+
+    def ensure_of(self, system: SystemUnderTest) -> None:
+        """Raise UsageError unless the plan is of this system: to another one's invariants its evidence says nothing."""
+        if self.system != system.name:
+            raise UsageError(
+                f"this is a run of the system {self.system!r}, and {system.name!r} is configured here: "
+                f"judge it where {self.system!r} is configured"
+            )
 
 
 def open_plan(

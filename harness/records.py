@@ -3,8 +3,9 @@
 Everything the harness learns about a run becomes one of these rows, whoever collected it. The class is the table: its
 fields, in order, are the columns, and `harness.evidence.schema` derives the DDL from their types.
 
-Times are nanoseconds since the Unix epoch, all taken from clocks of one machine. Trace ids are 32 lower-case hex
-digits, span ids unsigned 64-bit integers; both are stored as numbers, not as text.
+Times are nanoseconds since the Unix epoch, all told by the clock of one machine; those of a broker that runs elsewhere
+are corrected by how far its clock differs. Trace ids are 32 lower-case hex digits, span ids unsigned 64-bit integers;
+both are stored as numbers, not as text.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ class Channel:
     """One independent source of evidence, and whether it brought everything.
 
     expected: None when the channel cannot know what it should have brought; it is then never complete.
-    why: one sentence, always given when the channel is not complete.
+    why: one sentence, always given when the channel is not complete; of a complete one, what else should be known.
     """
 
     name: str

@@ -143,7 +143,11 @@ async def carry_out(
 
 
 def judge_again(directory: RunDirectory, system: SystemUnderTest, plan: Plan) -> Outcome:
-    """Judge the evidence of an earlier run with today's invariants; touches nothing but its own process."""
+    """Judge the evidence of an earlier run with today's invariants; touches nothing but its own process.
+
+    Raises UsageError when the run is of another system.
+    """
+    plan.ensure_of(system)
     timings = Timings()
     from harness.evidence.store import FILE_NAME, Evidence  # noqa: PLC0415 - see carry_out
 

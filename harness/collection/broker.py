@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, NotFoundError
 
+from harness.collection.broker_clock import BrokerClock
 from harness.environment.concurrency import shielded
 from harness.environment.nats.half_open import hang_up
 from harness.errors import EnvironmentFailedError
@@ -65,10 +67,11 @@ class UnlistedError(Exception):
 class BrokerRecords:
     """Reads a broker's streams and consumers over one direct connection."""
 
-    def __init__(self, client: Client) -> None:
-        """Use an open connection."""
+    def __init__(self, client: Client, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+        """Use an open connection. now_ns: our clock, by which all times are told."""
         self._client = client
         self._jetstream: JetStreamContext = client.jetstream(timeout=_FETCH_WITHIN_S)
+        self._clock = BrokerClock(client, within_s=_FETCH_WITHIN_S, now_ns=now_ns)
 
     async def capture_advisories(self, *, replicas: int = 1) -> None:
         """Put a stream under the JetStream advisories, so that none is lost. replicas: how many servers hold it."""
@@ -82,6 +85,7 @@ class BrokerRecords:
                 no_ack=True,
             )
         )
+        await self._clock.note(ADVISORIES)
 
     async def remove_advisories(self) -> None:
         """Take that stream away again, from a broker that is somebody's own."""
@@ -141,23 +145,33 @@ class BrokerRecords:
         )
 
     async def messages(self, streams: tuple[str, ...], key_of: KeyOf) -> tuple[list[Message], Channel]:
-        """Read every message of these streams back, by sequence."""
+        """Read every message of these streams back, by sequence. Their times are told by our clock."""
         rows: list[Message] = []
         expected = 0
         gaps = [] if streams else ["no stream is named"]
+        clocks: set[str] = set()
         for stream in streams:
             before = len(rows)
             try:
                 state = (await self._jetstream.stream_info(stream)).state
                 expected += state.last_seq
-                rows.extend([_message(stream, each, key_of) async for each in self._read(stream, state.messages)])
+                difference = await self._clock.difference(stream)
+                ahead_ns = 0 if difference is None else difference.ahead_ns
+                stored = self._read(stream, state.messages)
+                rows.extend([_message(stream, each, key_of, ahead_ns) async for each in stored])
             except SILENCE as error:
                 gaps.append(f"stream {stream} could not be read: {_spelled(error)}")
                 continue
             read = len(rows) - before
             if read != state.last_seq:
                 gaps.append(f"stream {stream} was given {state.last_seq} messages, {read} could be read back")
-        why = "; ".join(gaps)
+            if difference is not None and ahead_ns:
+                clocks.add(difference.sentence())
+        try:
+            gaps += filter(None, [await self._clock.why_unsure()])
+        except SILENCE as error:
+            gaps.append(f"the broker's clock could not be read: {_spelled(error)}")
+        why = "; ".join([*gaps, *sorted(clocks)])
         return rows, Channel(name="messages", expected=expected, received=len(rows), complete=not gaps, why=why)
 
     async def keys(self, streams: tuple[str, ...], key_of: KeyOf) -> set[str]:
@@ -169,9 +183,13 @@ class BrokerRecords:
         """Read the captured advisories back."""
         try:
             expected = (await self._jetstream.stream_info(ADVISORIES)).state.messages
+            difference = await self._clock.difference(ADVISORIES)
+            ahead_ns = 0 if difference is None else difference.ahead_ns
             rows = [
                 Advisory(
-                    subject=message.subject, at_ns=_stored_ns(message), body=message.data.decode("utf-8", "replace")
+                    subject=message.subject,
+                    at_ns=_stored_ns(message) - ahead_ns,
+                    body=message.data.decode("utf-8", "replace"),
                 )
                 async for message in self._read(ADVISORIES, expected)
             ]
@@ -293,7 +311,7 @@ def _spelled(error: BaseException) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 
-def _message(stream: str, message: Msg, key_of: KeyOf) -> Message:
+def _message(stream: str, message: Msg, key_of: KeyOf, ahead_ns: int) -> Message:
     headers = dict(message.headers or {})
     trace_id, span_id = trace_context({name.lower(): value for name, value in headers.items()}.get("traceparent", ""))
     return Message(
@@ -301,7 +319,7 @@ def _message(stream: str, message: Msg, key_of: KeyOf) -> Message:
         sequence=message.metadata.sequence.stream,
         subject=message.subject,
         message_id=headers.get("Nats-Msg-Id"),
-        stored_ns=_stored_ns(message),
+        stored_ns=_stored_ns(message) - ahead_ns,
         size_bytes=len(message.data),
         key=key_of(message.subject, headers, message.data),
         trace_id=trace_id,

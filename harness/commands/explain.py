@@ -13,6 +13,7 @@ from harness.commands.conducting import print_json
 from harness.errors import UsageError
 from harness.evidence.store import FILE_NAME, Evidence
 from harness.invariants.judgement import judge
+from harness.plan import read_plan
 from harness.records import Operation, Span
 from harness.report.printable import printable
 from harness.report.story import tell_story
@@ -52,6 +53,7 @@ async def execute(options: argparse.Namespace) -> int:
             print_json({"schema": SCHEMA, "run": run, "key": key, "lines": lines, "left_out": story.left_out})
             return 0
         system = configured_system()
+        read_plan(directory.path).ensure_of(system)
         print_story(story, sys.stdout)
         for tree in _trees(evidence, key):
             print(f"\n{tree}")

@@ -1,7 +1,8 @@
 """`stormproof mutants`: plant each bug, run its experiment, and see whether the right invariant names it.
 
 A planted bug is *caught* when every invariant it expects says VIOLATED and no other does; *unknown* when the run could
-not tell or broke (a process did not start); *missed* otherwise. The exit code is 0 when all are caught, 1 when one was
+not tell or broke (a process did not start, or died by itself: a crash violates much, whatever the bug); *missed*
+otherwise. The exit code is 0 when all are caught, 1 when one was
 missed, 2 when one is unknown.
 """
 
@@ -87,7 +88,9 @@ def kill_of(bug: PlantedBug, judgement: Judgement, run: str) -> Kill:
     unknown = {verdict.invariant: verdict for verdict in judgement.verdicts if verdict.state is UNKNOWN}
     expected = set(bug.expected)
     unrelated = set(violated) - expected
-    if expected <= set(violated) and not unrelated:
+    if judgement.died:
+        result, why = UNTOLD, f"{judgement.died[0]}: what is violated may be the crash's doing, and not the bug's"
+    elif expected <= set(violated) and not unrelated:
         result, why = CAUGHT, violated[min(expected)].reason
     elif not unrelated and (expected - set(violated) <= set(unknown) or judgement.vacuous):
         result = UNTOLD

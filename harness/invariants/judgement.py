@@ -22,6 +22,7 @@ class Judgement:
     vacuous: one sentence for each thing that makes the run prove less than was planned: a fault that did not inject,
     did not heal or touched nothing in flight, a load that fell short, a load of which hardly anything was accepted, a
     process that died by itself. Any of them makes the run UNKNOWN: a storm that did not blow proves nothing.
+    died: those of these sentences that tell of a process that died by itself.
     outcomes: how many operations had each outcome.
     recovery_s: from the last heal until the last operation begun before it was final; None without faults, and when an
     accepted one never was.
@@ -32,6 +33,7 @@ class Judgement:
     faults: tuple[FaultWindow, ...]
     load: LoadSummary | None
     vacuous: tuple[str, ...]
+    died: tuple[str, ...] = ()
     outcomes: Mapping[str, int]
     recovery_s: float | None
 
@@ -73,6 +75,7 @@ def judge(evidence: Evidence, invariants: Iterable[Invariant], *, planned_faults
     """
     faults = tuple(sorted(evidence.select(FaultWindow), key=lambda window: window.number))
     load = next(iter(evidence.select(LoadSummary)), None)
+    died = _died(evidence)
     return Judgement(
         verdicts=tuple(invariant.judge(evidence) for invariant in invariants),
         channels=tuple(evidence.select(Channel)),
@@ -83,8 +86,9 @@ def judge(evidence: Evidence, invariants: Iterable[Invariant], *, planned_faults
             *_unplayed(len(faults), planned_faults),
             *_shortfall(load),
             *_hardly_accepted(evidence),
-            *_died(evidence),
+            *died,
         ),
+        died=died,
         outcomes={
             str(outcome): count
             for outcome, count in evidence.query(

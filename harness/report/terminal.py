@@ -134,6 +134,6 @@ def _channels(judgement: Judgement) -> Table:
             channel.name,
             "?" if channel.expected is None else str(channel.expected),
             str(channel.received),
-            "yes" if channel.complete else escape(f"no: {channel.why}"),
+            escape(": ".join(filter(None, ("yes" if channel.complete else "no", channel.why)))),
         )
     return table

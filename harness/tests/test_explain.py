@@ -175,6 +175,18 @@ def test_a_key_that_is_not_utf_8_is_nobodys(tmp_path: Path, capsys: pytest.Captu
     assert "knows the key 'o1?'; it knows, for example: o1\n" in capsys.readouterr().err
 
 
+def test_a_run_of_another_system_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing would be held against its key by invariants of the shop; the bare story needs none."""
+    run = run_of(tmp_path, *CHARGED_TWICE)
+    replace(plan(), system="warehouse").write(tmp_path)
+
+    assert cli.main(["explain", run, "o1"]) == 64
+    told = capsys.readouterr()
+    assert (told.out, "a run of the system 'warehouse'" in told.err) == ("", True)
+
+    assert cli.main(["explain", run, "o1", "--json"]) == 0
+
+
 def test_a_directory_that_is_no_run_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As for `check`."""
     assert cli.main(["explain", str(tmp_path), "o1"]) == 64

@@ -103,14 +103,21 @@ def test_a_process_that_is_not_a_python_module_cannot_be_planted(tmp_path: Path)
         start_planted(bug)(binary)
 
 
-def judgement(states: dict[str, Ruling], vacuous: tuple[str, ...] = ()) -> Judgement:
+def judgement(states: dict[str, Ruling], vacuous: tuple[str, ...] = (), died: tuple[str, ...] = ()) -> Judgement:
     """Make a judgement in which each invariant was ruled on so."""
     verdicts = tuple(
         Verdict(invariant=name, name=name, claim="", state=state, examined=1, reason=f"{name} {state}")
         for name, state in states.items()
     )
     return Judgement(
-        verdicts=verdicts, channels=(), faults=(), load=None, vacuous=vacuous, outcomes={}, recovery_s=None
+        verdicts=verdicts,
+        channels=(),
+        faults=(),
+        load=None,
+        vacuous=(*vacuous, *died),
+        died=died,
+        outcomes={},
+        recovery_s=None,
     )
 
 
@@ -135,3 +142,12 @@ def test_a_bug_is_caught_only_by_the_invariant_that_it_expects(
 
     assert kill.result == result
     assert kill.why
+
+
+@pytest.mark.parametrize("states", [{"I1": HOLDS, "I2": VIOLATED}, {"I1": VIOLATED, "I2": VIOLATED}])
+def test_a_bug_whose_process_died_by_itself_is_not_caught(tmp_path: Path, states: dict[str, Ruling]) -> None:
+    """A plant() that breaks the process violates much, and proves nothing of the invariants."""
+    kill = kill_of(read_bug(written(tmp_path, GOOD)), judgement(states, died=("payments died by itself: 1",)), "run")
+
+    assert kill.result == "unknown"
+    assert kill.why.startswith("payments died by itself: 1: what is violated may be the crash's doing")

@@ -94,17 +94,17 @@ class DeadLetter:
 
     @property
     def replay_id(self) -> str:
-        """The Nats-Msg-Id of its replay: `replay:<number>:<which replay of the message>:<its first id>`.
+        """The Nats-Msg-Id of its replay: `replay:<where it is stored>:<which replay of the message>:<its first id>`.
 
-        Never the message's own, which the broker may still remember and would not store again. Always the same for
-        one dead letter, so that a replay repeated after a crash stores nothing twice. And another one for each further
-        death of the same message.
+        Never the message's own, which the broker may still remember and would not store again. Always the same for one
+        stored message, so that a replay repeated after a crash stores nothing twice, and neither do those of the dead
+        letters that several consumers made of it: one replay reaches them all. And another one for each further death.
         """
         own_id = self.headers.get(f"{_PREFIX}Msg-Id") or f"{self.death.stream}:{self.death.sequence}"
         times = 1
         if before := _REPLAYED.fullmatch(own_id):
             times, own_id = int(before["times"]) + 1, before["original"]
-        return f"replay:{self.number}:{times}:{own_id}"
+        return f"replay:{self.death.sequence}:{times}:{own_id}"
 
     @property
     def original_headers(self) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 Promises: a dead letter is removed only once the stream of its message has the replay (`replay`), or because somebody
 said so (`remove`). Killed between the two, `replay` finds the dead letter again; the replay it stores then has the
-same Nats-Msg-Id, so that the stream keeps one of them, if both fall into its dedup window. Beyond that it keeps both,
-and whoever handles them must find the work done: consumers here do, since any delivery may come twice.
+same Nats-Msg-Id, so that the stream keeps one of them, if both fall into its dedup window; and so have those of the
+dead letters that several consumers made of one message. Beyond that it keeps both, and whoever handles them must find
+the work done: consumers here do, since any delivery may come twice.
 
 Does not: promise order, or that a replay is handled this time. It dies again under a number of its own.
 """

@@ -93,11 +93,11 @@ def test_the_headers_of_the_message_are_restored() -> None:
 @pytest.mark.parametrize(
     ("own_id", "replay_id"),
     [
-        ("order-created:o1", "replay:5:1:order-created:o1"),
-        ("replay:3:1:order-created:o1", "replay:5:2:order-created:o1"),
-        ("replay:3:12:a:b\nc", "replay:5:13:a:b\nc"),
-        ("replay:me", "replay:5:1:replay:me"),
-        ("", "replay:5:1:ORDERS:17"),
+        ("order-created:o1", "replay:17:1:order-created:o1"),
+        ("replay:3:1:order-created:o1", "replay:17:2:order-created:o1"),
+        ("replay:3:12:a:b\nc", "replay:17:13:a:b\nc"),
+        ("replay:me", "replay:17:1:replay:me"),
+        ("", "replay:17:1:ORDERS:17"),
     ],
 )
 def test_the_id_of_a_replay_is_new_and_always_the_same(own_id: str, replay_id: str) -> None:
@@ -332,6 +332,18 @@ async def test_a_message_that_dies_again_can_be_replayed_again(shop: Shop) -> No
     assert (await shop.messages("ORDERS"), await shop.messages("DEADLETTERS")) == (4, 0)
 
 
+async def test_a_message_that_two_consumers_gave_up_is_replayed_once(shop: Shop) -> None:
+    """The replay reaches both; two of them would die four times, and each time twice as often."""
+    sequence = await shop.order()
+    await shop.bury(sequence)
+    await shop.bury(sequence, consumer="order-projection")
+
+    acks = [await shop.dead.replay(dead) for dead in await shop.letters() if isinstance(dead, DeadLetter)]
+
+    assert [(ack.sequence, ack.duplicate) for ack in acks] == [(2, False), (2, True)]
+    assert (await shop.messages("ORDERS"), await shop.messages("DEADLETTERS")) == (2, 0)
+
+
 async def test_a_replay_that_lands_in_another_stream_keeps_its_dead_letter(shop: Shop) -> None:
     """The subject belongs to another stream than it did: people decide."""
     await shop.bury(await shop.order())
@@ -422,7 +434,7 @@ async def test_the_command_lists_and_shows_what_there_is(shop: Shop, broker: Bro
         "size_bytes": len(PAYLOAD),
     }
     assert short.stdout.endswith("2 dead letters, 1 shown\n")
-    for expected in ("OrderCreated:", "amount_minor: 1250", '51: "new"', TRACEPARENT, "replay:2:1:order-created:o1"):
+    for expected in ("OrderCreated:", "amount_minor: 1250", '51: "new"', TRACEPARENT, "replay:1:1:order-created:o1"):
         assert expected in shown.stdout
     assert "there is no dead letter 9" in absent.stderr
 

@@ -219,7 +219,7 @@ def test_a_process_that_died_by_itself_makes_the_run_unknown() -> None:
     assert judge(evidence_of(asked_for), [claim(Examination(examined=1))]).state is HOLDS
     judgement = judge(evidence_of(death), [claim(Examination(examined=1))])
     assert judgement.state is UNKNOWN
-    assert judgement.vacuous == ("payments died by itself: unexpected: exit code 7",)
+    assert judgement.vacuous == judgement.died == ("payments died by itself: unexpected: exit code 7",)
 
 
 def test_a_planned_fault_that_is_not_on_record_makes_the_run_unknown() -> None:

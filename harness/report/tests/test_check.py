@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,3 +61,13 @@ def test_reports_that_cannot_be_written_do_not_cost_the_verdict(run: Path, capsy
     assert json.loads(captured.out)["verdict"] == "UNKNOWN"
     assert "are not renewed" in captured.err
     assert FILE_NAME in captured.err
+
+
+def test_a_run_of_another_system_is_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its keys, messages and states mean something else, or nothing, to the invariants that are configured here."""
+    replace(plan(), system="warehouse").write(tmp_path)
+
+    assert cli.main(["check", str(tmp_path)]) == 64
+
+    told = capsys.readouterr().err
+    assert "a run of the system 'warehouse', and 'shop' is configured here" in told
