@@ -25,10 +25,15 @@ LOOK_EVERY_S = 0.1
 
 
 class CatchingUp:
-    """Watches the projection of created orders from its start until it is through with what was there."""
+    """Watches the projection of created orders from its start until it is through with what was there.
+
+    is_known: whether there is anything to wait for is known. Before that a service that says it is ready would refuse
+    the next order.
+    """
 
     def __init__(self, *, is_over: bool = False) -> None:
         self.is_over = is_over
+        self.is_known = is_over
 
     async def watch(self, connection: Connection, projection: ConsumerSpec) -> None:
         """Return when it is over. A broker that does not answer is asked again."""
@@ -38,6 +43,7 @@ class CatchingUp:
                 if last is None:
                     last = await last_stored(connection, projection.stream, projection.subject)
                 self.is_over = await _is_through(connection, projection, last)
+                self.is_known = True
             except RequestError as error:
                 log.info("how far orders are known again cannot be asked now: %s", error)
             if not self.is_over:

@@ -94,6 +94,7 @@ async def _serve(settings: OrdersSettings, stopping: Stopping, telemetry: Teleme
         readiness.require("nats", lambda: connection.is_connected)
         readiness.require("database", lambda: store.is_up)
         readiness.require("projections", lambda: all(consumer.is_running for consumer in consumers))
+        readiness.require("earlier orders", lambda: catching_up.is_known)
         limits = Limits(in_flight_max=settings.in_flight_max, rate_max_per_s=settings.rate_max_per_s)
         api = Admission(limits, OrdersApi(intake, tracer=tracer, metrics=metrics), metrics)
         application = Probes(readiness, metrics, OpenApi(openapi.document(), api))

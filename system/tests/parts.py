@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,12 @@ from typing import Self
 import msgspec
 
 POLL_S = 0.01
+FIRST_PORT, LAST_PORT = 8_500, 14_999
+"""Below those that the kernel gives to whoever connects, and below those of the harness."""
+LEASES_KEPT_MAX = 256
+"""Far more than any test asks for; each is an open file."""
+
+_LEASES: deque[int] = deque()
 
 
 class NotInTimeError(AssertionError):
@@ -50,10 +58,24 @@ async def wait_until_it(condition: Callable[[], Awaitable[bool]], *, within_s: f
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A port nobody listens on now, and that (on Linux) no other process of tests is given meanwhile.
+
+    One of those that the kernel gives away by itself could be somebody's connection when our process wants to listen
+    on it, or, worse, somebody else's service that then answers in its place.
+    """
+    while True:
+        port = random.randint(FIRST_PORT, LAST_PORT)  # noqa: S311 - no secret
+        with socket.socket(socket.AF_UNIX) as lease, socket.socket() as probe:
+            try:
+                if sys.platform == "linux":
+                    # A name in the abstract namespace: only one process can have it, until it lets go or dies.
+                    lease.bind(f"\0stormproof-system-test-{port}")
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            if len(_LEASES) == LEASES_KEPT_MAX:
+                os.close(_LEASES.popleft())
+            _LEASES.append(lease.detach())
         return port
 
 

@@ -16,6 +16,7 @@ from system.tests.parts import Process, Reply, ask, free_port, wait_until_it
 JSON = {"content-type": "application/json"}
 FINAL = frozenset({"PAID", "DECLINED", "CANCELLED", "REFUNDED"})
 READY_WITHIN_S = 15.0
+LOG_TOLD_CHARS = 8000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,10 +184,12 @@ class Shop:
 
 @asynccontextmanager
 async def running(shop: Shop) -> AsyncIterator[Shop]:
-    """A shop that is open within the block."""
+    """A shop that is open within the block. What its processes logged is printed after it, for a test that fails."""
     shop.start()
     try:
         await shop.ready()
         yield shop
     finally:
         shop.kill()
+        for name in shop.processes:
+            print(f"--- {name}\n{shop.log_of(name)[-LOG_TOLD_CHARS:]}")  # noqa: T201 - pytest keeps it to itself unless the test fails

@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from system.tests.parts import Broker, Process, Proxy, ask, free_port, wait_until, wait_until_it
 from system.tests.postgres import PostgresServer
-from system.tests.shop import JSON, Money, Shop, running
+from system.tests.shop import JSON, READY_WITHIN_S, Money, Shop, running
 from system.tests.test_telemetry import attributes_of, read_frames, read_open
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -324,12 +324,30 @@ async def test_without_a_broker_nothing_is_ready_and_an_order_is_a_503_that_left
         await wait_until(lambda: "listening" in shop.log_of("orders"))
         assert (await ask(shop.ports["orders"], "GET", "/healthz")).status == 200
         ready = await ask(shop.ports["orders"], "GET", "/readyz")
-        assert (ready.status, ready.text("missing")) == (503, "['nats', 'projections']")
+        assert (ready.status, ready.text("missing")) == (503, "['nats', 'projections', 'earlier orders']")
         reply = await shop.place("o1")
         assert (reply.status, reply.text("order_id")) == (503, "None")
         assert await shop.stop() == {"orders": 0}
     finally:
         shop.kill()
+
+
+async def test_orders_are_not_ready_before_they_know_what_they_would_refuse(tmp_path: Path) -> None:
+    """P12: while nobody tells what is old in the stream (here: by permission), an order under a key is refused (P6)."""
+    denied = '"$JS.API.STREAM.MSG.GET.ORDERS"'
+    user = f'{{ user: "shop", password: "open", permissions: {{ publish: {{ deny: {denied} }} }} }}'
+    async with Broker(tmp_path / "jetstream", config=f"authorization {{ users: [ {user} ] }}") as broker:
+        shop = Shop(tmp_path, broker.url, environment={"NATS_USER": "shop", "NATS_PASSWORD": "open"})
+        shop.start("orders")
+        try:
+            await wait_until(lambda: "cannot be asked now" in shop.log_of("orders"), within_s=READY_WITHIN_S)
+            ready = await ask(shop.ports["orders"], "GET", "/readyz")
+            refused = await shop.place("o1")
+        finally:
+            shop.kill()
+
+    assert (ready.status, ready.text("missing")) == (503, "['earlier orders']")
+    assert (refused.status, "orders from before the start" in refused.text("detail")) == (503, True)
 
 
 async def test_orders_wait_at_start_for_a_database_that_is_not_there_yet(
