@@ -11,9 +11,10 @@ the generated code, and `python -m system.events.generate` has to run just when 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from system.events.codec import (
@@ -53,8 +54,8 @@ class PaymentStatus(Enum):
     CANCELLED = "CANCELLED"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderCreated:
+# msgspec's classes and not dataclasses: five are made for every order, and a frozen dataclass takes five times as long.
+class OrderCreated(msgspec.Struct, frozen=True, kw_only=True):
     """An order was accepted. amount_minor: hundredths of the currency. created_at_ns: Unix time."""
 
     order_id: str
@@ -64,8 +65,7 @@ class OrderCreated:
     created_at_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderCancelled:
+class OrderCancelled(msgspec.Struct, frozen=True, kw_only=True):
     """A customer wants an order undone.
 
     reason: what they said, or empty. cancelled_at_ns: Unix time. amount_minor, currency: the order's, so that it can be
@@ -79,8 +79,7 @@ class OrderCancelled:
     currency: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaymentProcessed:
+class PaymentProcessed(msgspec.Struct, frozen=True, kw_only=True):
     """A payment came to its end, or was undone.
 
     payment_id: the charge, empty if there was none. refund_id: empty unless refunded. reason: why it was declined,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry.trace import TraceState
 
+from system.telemetry.fields import of_caller_link
+
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
@@ -30,7 +32,7 @@ _NO_SPAN = bytes(8)
 class Parent:
     """Where a span stands under: ids as bytes, big-endian. is_remote: it came in a header. is_random: as W3C's flag."""
 
-    __slots__ = ("is_random", "is_remote", "span_id", "trace_id", "trace_state")
+    __slots__ = ("_link", "is_random", "is_remote", "span_id", "trace_id", "trace_state")
 
     def __init__(
         self,
@@ -45,6 +47,14 @@ class Parent:
         self.trace_state = trace_state
         self.is_remote = is_remote
         self.is_random = is_random
+        self._link = b""
+
+    @property
+    def link(self) -> bytes:
+        """A link that leads there, encoded; once, because a batch has spans before and after its work that have it."""
+        if not self._link:
+            self._link = of_caller_link(self.trace_id, self.span_id)
+        return self._link
 
     def __repr__(self) -> str:
         return f"Parent({self.trace_id.hex()}, {self.span_id.hex()})"

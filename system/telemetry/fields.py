@@ -98,6 +98,11 @@ def of_link(trace_id: bytes, span_id: bytes, flags: int, attributes: Attributes 
     return message(_LINK, content + _FIXED32.pack(flags))
 
 
+def of_caller_link(trace_id: bytes, span_id: bytes) -> bytes:
+    """A link to a span that came in a header, without attributes: `of_link` for a fifth of its time."""
+    return _CALLER_LINK_HEAD + trace_id + SPAN_ID + span_id + _CALLER_LINK_TAIL
+
+
 def of_status(code: StatusCode, description: str | None) -> bytes:
     """How a span ended."""
     told = message(b"\x12", utf8(description)) if description else b""
@@ -196,3 +201,7 @@ def varint(number: int) -> bytes:
     if number < 1 << 21:
         return _MORE[number & 0x7F] + _MORE[number >> 7 & 0x7F] + _LAST[number >> 14]
     return _MORE[number & 0x7F] + _MORE[number >> 7 & 0x7F] + _MORE[number >> 14 & 0x7F] + varint(number >> 21)
+
+
+_CALLER_LINK_TAIL = b"\x35" + _FIXED32.pack(SAMPLED | REMOTE_IS_KNOWN | REMOTE)
+_CALLER_LINK_HEAD = _LINK + varint(len(TRACE_ID + SPAN_ID + _CALLER_LINK_TAIL) + 16 + 8) + TRACE_ID

@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from system.telemetry import fields
 from system.telemetry.context import ROOT, Parent, set_current, traceparent_of
-from system.telemetry.fields import PARENT_ID, SPAN_ID, TRACE_ID, of_times, varint
+from system.telemetry.fields import PARENT_ID, SPAN_ID, TRACE_ID, of_caller_link, of_times, varint
 from system.telemetry.spool import slot_label
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ EVENTS_MAX = 128
 """As of the SDK's spans; but here the first ones stay."""
 
 _NO_ID = bytes(8)
-_LINK_FLAGS = fields.SAMPLED | fields.REMOTE_IS_KNOWN | fields.REMOTE
 # By whether the parent came in a header, and by whether the trace id was drawn at random.
 _FLAGS = tuple(
     tuple(
@@ -131,12 +130,19 @@ class HotSpan:
             self.parent_id = parent.span_id
             self.is_random = parent.is_random
             self._is_remote = parent.is_remote
+            if template.links_parent:
+                self._extra = [parent.link]
         if links:
-            self._extra = [b"".join([fields.of_link(link.trace_id, link.span_id, _LINK_FLAGS) for link in links])]
+            self._extra = [*(self._extra or ()), b"".join([link.link for link in links])]
         self.seq = 0
         self.slot = 0
         self.start_ns = time_ns()
         recorder.hot_started(self)
+
+    @property
+    def link(self) -> bytes:
+        """A link that leads to it, encoded."""
+        return of_caller_link(self.trace_id, self.span_id)
 
     @property
     def traceparent(self) -> str:
@@ -193,8 +199,6 @@ class HotSpan:
         ]
         if parent_id is not _NO_ID:
             parts += (PARENT_ID, parent_id)
-            if template.links_parent:
-                parts.append(fields.of_link(self.trace_id, parent_id, _LINK_FLAGS))
         if self.trace_state:
             parts.append(fields.of_trace_state(self.trace_state))
         if self._notes is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 from opentelemetry.trace import SpanKind
 
 from system.database import DatabaseError, DatabaseRowError, DatabaseUnknownError
