@@ -20,7 +20,8 @@ import uvloop
 
 from system import logs
 from system.errors import StartError
-from system.settings import ConfigurationError, TelemetrySettings, log_settings
+from system.settings import TelemetrySettings, log_settings
+from system.variables import ConfigurationError
 
 log = logging.getLogger(__name__)
 

@@ -6,26 +6,28 @@ be; the process then ends with exit code 64. Nothing here opens a file or a sock
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
-_T = TypeVar("_T")
+from system.variables import (
+    ConfigurationError,
+    as_path,
+    number_between,
+    one_of,
+    optional,
+    readable_file,
+    variable,
+    whole_number_between,
+)
 
-_USER_INFO = re.compile(r"//[^/@]*@")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 STREAM_REPLICAS_MAX = 5
 """As many as nats-server keeps of a stream."""
-
-
-class ConfigurationError(Exception):
-    """An environment variable holds something this process cannot work with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +185,12 @@ class LogSettings:
 def orders_settings(environ: Mapping[str, str]) -> OrdersSettings:
     """Read the variables of the orders service."""
     return OrdersSettings(
-        listen=_value(environ, "ORDERS_LISTEN", "127.0.0.1:8080", address),
+        listen=variable(environ, "ORDERS_LISTEN", "127.0.0.1:8080", address),
         nats=nats_settings(environ),
-        database=_value(environ, "ORDERS_DB", "orders.db", database_location),
-        ack_wait_s=_value(environ, "ORDERS_ACK_WAIT_S", "10", _number_between(0.2, 3600.0)),
-        in_flight_max=_value(environ, "ORDERS_IN_FLIGHT_MAX", "1024", _whole_number_between(1, 100_000)),
-        rate_max_per_s=_value(environ, "ORDERS_RATE_MAX", "0", _number_between(0.0, 1_000_000.0)),
+        database=variable(environ, "ORDERS_DB", "orders.db", database_location),
+        ack_wait_s=variable(environ, "ORDERS_ACK_WAIT_S", "10", number_between(0.2, 3600.0)),
+        in_flight_max=variable(environ, "ORDERS_IN_FLIGHT_MAX", "1024", whole_number_between(1, 100_000)),
+        rate_max_per_s=variable(environ, "ORDERS_RATE_MAX", "0", number_between(0.0, 1_000_000.0)),
         telemetry=_telemetry(environ, "orders"),
     )
 
@@ -196,17 +198,17 @@ def orders_settings(environ: Mapping[str, str]) -> OrdersSettings:
 def payments_settings(environ: Mapping[str, str]) -> PaymentsSettings:
     """Read the variables of the payments service."""
     return PaymentsSettings(
-        listen=_value(environ, "PAYMENTS_LISTEN", "127.0.0.1:8081", address),
+        listen=variable(environ, "PAYMENTS_LISTEN", "127.0.0.1:8081", address),
         nats=nats_settings(environ),
-        provider=_value(environ, "PROVIDER_URL", "http://127.0.0.1:8082", http_address),
-        database=_value(environ, "PAYMENTS_DB", "payments.db", database_location),
-        ack_wait_s=_value(environ, "PAYMENTS_ACK_WAIT_S", "30", _number_between(0.2, 3600.0)),
-        in_hand_max=_value(environ, "PAYMENTS_IN_HAND_MAX", "256", _whole_number_between(1, 10_000)),
-        deliveries_max=_value(environ, "PAYMENTS_DELIVERIES_MAX", "20", _whole_number_between(1, 1_000_000)),
-        provider_within_s=_value(environ, "PROVIDER_TIMEOUT_S", "5", _number_between(0.05, 600.0)),
-        breaker_failures_max=_value(environ, "PAYMENTS_BREAKER_FAILURES", "5", _whole_number_between(1, 10_000)),
-        breaker_open_s=_value(environ, "PAYMENTS_BREAKER_OPEN_S", "15", _number_between(0.05, 3600.0)),
-        breaker_probes_max=_value(environ, "PAYMENTS_BREAKER_PROBES", "3", _whole_number_between(1, 1_000)),
+        provider=variable(environ, "PROVIDER_URL", "http://127.0.0.1:8082", http_address),
+        database=variable(environ, "PAYMENTS_DB", "payments.db", database_location),
+        ack_wait_s=variable(environ, "PAYMENTS_ACK_WAIT_S", "30", number_between(0.2, 3600.0)),
+        in_hand_max=variable(environ, "PAYMENTS_IN_HAND_MAX", "256", whole_number_between(1, 10_000)),
+        deliveries_max=variable(environ, "PAYMENTS_DELIVERIES_MAX", "20", whole_number_between(1, 1_000_000)),
+        provider_within_s=variable(environ, "PROVIDER_TIMEOUT_S", "5", number_between(0.05, 600.0)),
+        breaker_failures_max=variable(environ, "PAYMENTS_BREAKER_FAILURES", "5", whole_number_between(1, 10_000)),
+        breaker_open_s=variable(environ, "PAYMENTS_BREAKER_OPEN_S", "15", number_between(0.05, 3600.0)),
+        breaker_probes_max=variable(environ, "PAYMENTS_BREAKER_PROBES", "3", whole_number_between(1, 1_000)),
         webhook_secret=environ.get("PROVIDER_WEBHOOK_SECRET", "") or None,
         telemetry=_telemetry(environ, "payments"),
     )
@@ -215,10 +217,10 @@ def payments_settings(environ: Mapping[str, str]) -> PaymentsSettings:
 def provider_settings(environ: Mapping[str, str]) -> ProviderSettings:
     """Read the variables of the stand-in payment provider."""
     settings = ProviderSettings(
-        listen=_value(environ, "PROVIDER_LISTEN", "127.0.0.1:8082", address),
-        ledger=_value(environ, "PROVIDER_LEDGER", "ledger.jsonl", _path),
-        latency_ms=_value(environ, "PROVIDER_LATENCY_MS", "0", _number_between(0.0, 600_000.0)),
-        webhook_url=_optional(environ, "PROVIDER_WEBHOOK_URL", _http_url_with_path),
+        listen=variable(environ, "PROVIDER_LISTEN", "127.0.0.1:8082", address),
+        ledger=variable(environ, "PROVIDER_LEDGER", "ledger.jsonl", as_path),
+        latency_ms=variable(environ, "PROVIDER_LATENCY_MS", "0", number_between(0.0, 600_000.0)),
+        webhook_url=optional(environ, "PROVIDER_WEBHOOK_URL", _http_url_with_path),
         webhook_secret=environ.get("PROVIDER_WEBHOOK_SECRET", "") or None,
         admin_token=environ.get("PROVIDER_ADMIN_TOKEN", "") or None,
         telemetry=_telemetry(environ, "provider"),
@@ -233,15 +235,15 @@ def provider_settings(environ: Mapping[str, str]) -> ProviderSettings:
 def log_settings(environ: Mapping[str, str]) -> LogSettings:
     """Read the variables that every process's log goes by."""
     return LogSettings(
-        level=_value(environ, "LOG_LEVEL", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR")),
-        is_json=_value(environ, "LOG_FORMAT", "text", _one_of("text", "json")) == "json",
+        level=variable(environ, "LOG_LEVEL", "INFO", one_of("DEBUG", "INFO", "WARNING", "ERROR")),
+        is_json=variable(environ, "LOG_FORMAT", "text", one_of("text", "json")) == "json",
     )
 
 
 def database_location(text: str) -> DatabaseLocation:
     """A `postgresql://` URL, or the path of a SQLite file."""
     if "://" not in text:
-        return SqliteLocation(path=_path(text))
+        return SqliteLocation(path=as_path(text))
     parts = urlsplit(text)
     _ = parts.port  # raises ValueError where the port is no number
     if parts.scheme not in ("postgresql", "postgres") or len(parts.path) < 2:  # noqa: PLR2004 - a slash and a name
@@ -268,20 +270,20 @@ def http_address(text: str) -> Address:
 def nats_settings(environ: Mapping[str, str]) -> NatsSettings:
     """Read the variables that say how to reach the broker."""
     settings = NatsSettings(
-        url=_value(environ, "NATS_URL", "nats://127.0.0.1:4222", _nats_urls),
-        reconnect_wait_s=_value(environ, "NATS_RECONNECT_WAIT_S", "1.0", _number_between(0.01, 60.0)),
-        connect_within_s=_value(environ, "NATS_CONNECT_TIMEOUT_S", "30", _number_between(0.1, 3600.0)),
-        ping_every_s=_value(environ, "NATS_PING_S", "1", _number_between(0.1, 60.0)),
-        outstanding_max=_value(environ, "PUBLISHES_OUTSTANDING_MAX", "256", _whole_number_between(1, 100_000)),
-        stream_replicas=_value(environ, "NATS_STREAM_REPLICAS", "1", _whole_number_between(1, STREAM_REPLICAS_MAX)),
+        url=variable(environ, "NATS_URL", "nats://127.0.0.1:4222", _nats_urls),
+        reconnect_wait_s=variable(environ, "NATS_RECONNECT_WAIT_S", "1.0", number_between(0.01, 60.0)),
+        connect_within_s=variable(environ, "NATS_CONNECT_TIMEOUT_S", "30", number_between(0.1, 3600.0)),
+        ping_every_s=variable(environ, "NATS_PING_S", "1", number_between(0.1, 60.0)),
+        outstanding_max=variable(environ, "PUBLISHES_OUTSTANDING_MAX", "256", whole_number_between(1, 100_000)),
+        stream_replicas=variable(environ, "NATS_STREAM_REPLICAS", "1", whole_number_between(1, STREAM_REPLICAS_MAX)),
         user=environ.get("NATS_USER", "") or None,
         password=environ.get("NATS_PASSWORD", "") or None,
         token=environ.get("NATS_TOKEN", "") or None,
-        nkey_seed_file=_optional(environ, "NATS_NKEY_SEED_FILE", _readable_file),
-        creds_file=_optional(environ, "NATS_CREDS_FILE", _readable_file),
-        ca_file=_optional(environ, "NATS_TLS_CA_FILE", _readable_file),
-        cert_file=_optional(environ, "NATS_TLS_CERT_FILE", _readable_file),
-        key_file=_optional(environ, "NATS_TLS_KEY_FILE", _readable_file),
+        nkey_seed_file=optional(environ, "NATS_NKEY_SEED_FILE", readable_file),
+        creds_file=optional(environ, "NATS_CREDS_FILE", readable_file),
+        ca_file=optional(environ, "NATS_TLS_CA_FILE", readable_file),
+        cert_file=optional(environ, "NATS_TLS_CERT_FILE", readable_file),
+        key_file=optional(environ, "NATS_TLS_KEY_FILE", readable_file),
     )
     ways = {
         "NATS_USER": settings.user,
@@ -308,75 +310,10 @@ def _telemetry(environ: Mapping[str, str], service_name: str) -> TelemetrySettin
     endpoint = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     spool = environ.get("SPAN_SPOOL_DIR", "")
     return TelemetrySettings(
-        service_name=_value(environ, "OTEL_SERVICE_NAME", service_name, _service_name),
-        endpoint=_value(environ, "OTEL_EXPORTER_OTLP_ENDPOINT", "", _http_url) if endpoint else None,
-        spool_directory=_path(spool) if spool else None,
+        service_name=variable(environ, "OTEL_SERVICE_NAME", service_name, _service_name),
+        endpoint=variable(environ, "OTEL_EXPORTER_OTLP_ENDPOINT", "", _http_url) if endpoint else None,
+        spool_directory=as_path(spool) if spool else None,
     )
-
-
-def without_secrets(text: str) -> str:
-    """A setting as it may be shown: what stands before the @ of a URL is nobody's business."""
-    return _USER_INFO.sub("//***@", text)
-
-
-def _value(environ: Mapping[str, str], name: str, default: str, parse: Callable[[str], _T]) -> _T:
-    text = environ.get(name, "") or default
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{name}={without_secrets(text)!r} {error}") from None
-
-
-def _number_between(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            raise ValueError(f"is not a number from {low:g} to {high:g}") from None
-        if not low <= number <= high:  # False for NaN too
-            raise ValueError(f"is outside {low:g}..{high:g}")
-        return number
-
-    return parse
-
-
-def _whole_number_between(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit():
-            raise ValueError(f"is not a whole number from {low} to {high}")
-        number = int(text)
-        if not low <= number <= high:
-            raise ValueError(f"is outside {low}..{high}")
-        return number
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"is not one of {', '.join(words)}")
-        return text
-
-    return parse
-
-
-def _optional(environ: Mapping[str, str], name: str, parse: Callable[[str], _T]) -> _T | None:
-    # An empty variable means unset.
-    return _value(environ, name, "", parse) if environ.get(name) else None
-
-
-def _readable_file(text: str) -> Path:
-    path = _path(text)
-    if not os.access(path, os.R_OK) or not path.is_file():
-        raise ValueError("is not a file that can be read")
-    return path
-
-
-def _path(text: str) -> Path:
-    if "\0" in text:
-        raise ValueError("is not a path")
-    return Path(text)
 
 
 def _nats_urls(text: str) -> str:

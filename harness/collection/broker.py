@@ -71,7 +71,7 @@ class BrokerRecords:
         """Use an open connection. now_ns: our clock, by which all times are told."""
         self._client = client
         self._jetstream: JetStreamContext = client.jetstream(timeout=_FETCH_WITHIN_S)
-        self._clock = BrokerClock(client, within_s=_FETCH_WITHIN_S, now_ns=now_ns)
+        self._clock = BrokerClock(self._ask, now_ns=now_ns)
 
     async def capture_advisories(self, *, replicas: int = 1) -> None:
         """Put a stream under the JetStream advisories, so that none is lost. replicas: how many servers hold it."""
@@ -210,8 +210,7 @@ class BrokerRecords:
         total = 1
         while len(found) < total:
             request = json.dumps({"offset": len(found)}).encode()
-            answer = await self._client.request(f"$JS.API.CONSUMER.LIST.{stream}", request, timeout=_FETCH_WITHIN_S)
-            page = json.loads(answer.data)
+            page = json.loads(await self._ask(f"$JS.API.CONSUMER.LIST.{stream}", request))
             if "error" in page:
                 APIError.from_error(page["error"])
             if page.get("missing"):
@@ -220,6 +219,9 @@ class BrokerRecords:
             found += [ConsumerInfo.from_response(info) for info in infos]
             total = page["total"] if infos else len(found)
         return [info for info in found if info.config.durable_name]
+
+    async def _ask(self, subject: str, request: bytes = b"") -> bytes:
+        return (await self._client.request(subject, request, timeout=_FETCH_WITHIN_S)).data
 
     async def _read(self, stream: str, count: int) -> AsyncIterator[Msg]:
         if count == 0:

@@ -15,9 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from nats.aio.client import Client
+    from collections.abc import Awaitable, Callable
 
 QUESTIONS = 5
 """Each answer bounds the difference by how long it took; the quickest bounds it best."""
@@ -54,12 +52,11 @@ class ClockDifference:
 
 
 class BrokerClock:
-    """Compares the clocks of those who lead a broker's streams with ours, over one connection."""
+    """Compares the clocks of those who lead a broker's streams with ours."""
 
-    def __init__(self, client: Client, *, within_s: float, now_ns: Callable[[], int]) -> None:
-        """within_s: how long each answer may take. now_ns: our clock."""
-        self._client = client
-        self._within_s = within_s
+    def __init__(self, ask: Callable[[str], Awaitable[bytes]], *, now_ns: Callable[[], int]) -> None:
+        """ask: sends an empty request to a subject and returns the answer. now_ns: our clock."""
+        self._ask = ask
         self._now_ns = now_ns
         self._before: tuple[str, ClockDifference | None] | None = None
 
@@ -70,13 +67,12 @@ class BrokerClock:
     async def difference(self, stream: str) -> ClockDifference | None:
         """Compare the clock of whoever leads this stream; None when it does not tell (nats-server before 2.10).
 
-        Raises what `client.request` raises.
+        Raises what asking raises.
         """
         found: ClockDifference | None = None
         for _ in range(QUESTIONS):
             asked_ns = self._now_ns()
-            answer = await self._client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=self._within_s)
-            told_ns = _time_in(answer.data)
+            told_ns = _time_in(await self._ask(f"$JS.API.STREAM.INFO.{stream}"))
             if told_ns is None:
                 return None
             found = _narrowed(found, low_ns=told_ns - self._now_ns(), high_ns=told_ns + _ROUNDED_NS - asked_ns)

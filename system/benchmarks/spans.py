@@ -34,11 +34,12 @@ from system.settings import TelemetrySettings
 from system.telemetry import ROOT
 from system.telemetry.encoding import encode_request, encode_span
 from system.telemetry.fields import KINDS
+from system.telemetry.lean_span import LeanSpan
 from system.telemetry.recording import SEQ_ATTRIBUTE, SpanRecorder
 from system.telemetry.shipping import SpanShipper
 from system.telemetry.spool import NO_SLOT, SpanSpool, slot_label
 from system.telemetry.templates import HotSpan, SpanTemplate
-from system.telemetry.tracing import LeanSpan, LeanTracer
+from system.telemetry.tracing import LeanTracer
 
 SPANS_PER_ORDER = 8
 _NOWHERE = "http://127.0.0.1:9"

@@ -37,7 +37,8 @@ from system.jetstream import (
 )
 from system.metrics import Metrics
 from system.service import EXIT_BROKEN, EXIT_CONFIGURATION
-from system.settings import ConfigurationError, NatsSettings, nats_settings
+from system.settings import NatsSettings, nats_settings
+from system.variables import ConfigurationError
 
 LIST_MAX = 1000
 _COLUMNS = "{:>6}  {:20}  {:9}  {:24}  {:>10}  {:32}  {}\n"

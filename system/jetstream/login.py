@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from system.jetstream.errors import ConnectError
-from system.settings import NatsSettings, without_secrets
+from system.settings import NatsSettings
+from system.variables import without_secrets
 
 _JWT_MARK = "BEGIN NATS USER JWT"
 _SEED_MARK = "BEGIN USER NKEY SEED"

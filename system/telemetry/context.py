@@ -1,7 +1,7 @@
 """Which span is the current one, and how a span travels in headers (W3C Trace Context).
 
 One variable holds the innermost span of a task, whichever kind it is: one of a template (`templates.py`) or one of the
-OpenTelemetry API (`tracing.py`). A task inherits it from whoever made the task.
+OpenTelemetry API (`lean_span.py`). A task inherits it from whoever made the task.
 """
 
 from __future__ import annotations

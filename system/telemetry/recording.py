@@ -13,8 +13,8 @@ from system.telemetry.spool import SpanSpool, slot_label
 if TYPE_CHECKING:
     from system.metrics import Metrics
     from system.settings import TelemetrySettings
+    from system.telemetry.lean_span import LeanSpan
     from system.telemetry.templates import HotSpan
-    from system.telemetry.tracing import LeanSpan
 
 SCOPE_NAME = "system"
 SEQ_ATTRIBUTE = "telemetry.seq"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from system.telemetry.encoding import encode_span
+from system.telemetry.lean_span import LeanSpan
 from system.telemetry.templates import HotSpan
-from system.telemetry.tracing import LeanSpan, LeanTracer
+from system.telemetry.tracing import LeanTracer
 
 
 class Spans:

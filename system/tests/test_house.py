@@ -31,8 +31,8 @@ def table_column(heading: str, column: int) -> list[str]:
 def test_the_readme_lists_every_environment_variable_with_its_default() -> None:
     """No more, no less, and the defaults are those of the code."""
     source = (PACKAGE / "settings.py").read_text(encoding="utf-8")
-    defaults = dict(re.findall(r'_value\(environ, "([A-Z_]+)", "([^"]*)"', source))
-    optional = re.findall(r'(?:environ\.get\(|_optional\(environ, )"([A-Z_]+)"', source)
+    defaults = dict(re.findall(r'variable\(environ, "([A-Z_]+)", "([^"]*)"', source))
+    optional = re.findall(r'(?:environ\.get\(|optional\(environ, )"([A-Z_]+)"', source)
     names = {*defaults, *optional, "OTEL_SERVICE_NAME"}
 
     listed = [cell.strip("`") for cell in table_column("variable", 0)]

@@ -16,9 +16,10 @@ from system.provider import webhooks
 from system.provider.habits import Behaviour, Habits
 from system.provider.ledger import Entry
 from system.provider.webhooks import ATTEMPTS_MAX, Webhooks
-from system.settings import Address, ConfigurationError, TelemetrySettings, provider_settings
+from system.settings import Address, TelemetrySettings, provider_settings
 from system.telemetry import Telemetry
 from system.tests.parts import Process, accepts, ask, free_port, wait_until
+from system.variables import ConfigurationError
 from system.web import Request, Response, Server
 
 SECRET = "between us"  # noqa: S105 - of a test

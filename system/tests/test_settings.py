@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from system.settings import ConfigurationError, orders_settings, payments_settings, provider_settings
+from system.settings import orders_settings, payments_settings, provider_settings
+from system.variables import ConfigurationError
 
 Read = Callable[[Mapping[str, str]], object]
 

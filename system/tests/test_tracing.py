@@ -39,8 +39,9 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from system.telemetry.encoding import EncodableSpan, encode_span
+from system.telemetry.lean_span import ATTRIBUTES_MAX, EVENTS_MAX, LINKS_MAX, LeanSpan
 from system.telemetry.templates import HotSpan
-from system.telemetry.tracing import ATTRIBUTES_MAX, EVENTS_MAX, LINKS_MAX, LeanSpan, LeanTracer
+from system.telemetry.tracing import LeanTracer
 
 REMOTE = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(0))
 
