@@ -6,22 +6,19 @@ Sizes are SVG units, one CSS pixel at full width.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.records import Outcome
+from harness.report.axes import LEFT, RIGHT, Across, Tick, length, upward, upward_log, x_ticks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
+    from harness.report.axes import Upward
     from harness.report.timeline import Band, Bucket, Dot, Mark, Timeline
 
-    _Upward = Callable[[float], float]
-
 _WIDTH = 1080.0
-_LEFT = 60.0
-_RIGHT = 1068.0
 _LANE_HEIGHT = 19.0
 _LANES_MAX = 8
 _TITLE_HEIGHT = 34.0
@@ -32,18 +29,7 @@ _BAR_GAP_FROM = 4.0
 _BAR_HEIGHT_MIN = 2.5
 _CROSS = 3.0
 _DIAMOND = 4.0
-_LATENCY_MS_MIN = 0.01
-_Y_TICKS = 3
-_X_TICKS = 10
 _NO_STATES = "no final state was read, so nothing is known to have settled"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """One value on an axis, and where it stands."""
-
-    at: float
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,18 +112,6 @@ class Picture:
     remarks: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Across:
-    """From seconds to the horizontal."""
-
-    began_s: float
-    ended_s: float
-
-    def x(self, at_s: float) -> float:
-        share = (at_s - self.began_s) / (self.ended_s - self.began_s)
-        return _LEFT + min(1.0, max(0.0, share)) * (_RIGHT - _LEFT)
-
-
 class _Lanes:
     """Keeps labels from lying on one another: each takes the first lane with room."""
 
@@ -162,7 +136,7 @@ class _Lanes:
 
 def draw(timeline: Timeline) -> Picture:
     """Lay the timeline out."""
-    across = _Across(timeline.began_s, timeline.ended_s)
+    across = Across(timeline.began_s, timeline.ended_s)
     lanes = _Lanes()
     bands = tuple(_band(band, across, lanes) for band in timeline.bands)
     marks = tuple(_mark(mark, across, lanes) for mark in timeline.marks)
@@ -175,14 +149,14 @@ def draw(timeline: Timeline) -> Picture:
     return Picture(
         width=_WIDTH,
         height=bottom + _X_AXIS_HEIGHT,
-        left=_LEFT,
-        right=_RIGHT,
+        left=LEFT,
+        right=RIGHT,
         top=lanes.height,
         bottom=bottom,
         rows=tuple(rows),
         bands=bands,
         marks=marks,
-        x_ticks=_x_ticks(across),
+        x_ticks=x_ticks(across),
         columns=tuple(_column(bucket, timeline, across) for bucket in timeline.buckets),
         has_dots=bool(timeline.dots),
         summary=_summary(timeline),
@@ -190,8 +164,8 @@ def draw(timeline: Timeline) -> Picture:
     )
 
 
-def _begun(timeline: Timeline, across: _Across, top: float, bottom: float) -> Row:
-    ticks, up = _upward([bucket.ok + bucket.failed + bucket.unknown for bucket in timeline.buckets], top, bottom)
+def _begun(timeline: Timeline, across: Across, top: float, bottom: float) -> Row:
+    ticks, up = upward([bucket.ok + bucket.failed + bucket.unknown for bucket in timeline.buckets], top, bottom)
     floors = [0] * len(timeline.buckets)
     shapes = []
     for outcome in Outcome:
@@ -199,22 +173,22 @@ def _begun(timeline: Timeline, across: _Across, top: float, bottom: float) -> Ro
         if any(counts):
             shapes.append(Shape(kind=outcome.value, path=_bars(timeline, across, up, floors, counts)))
         floors = [floor + count for floor, count in zip(floors, counts, strict=True)]
-    title = f"operations begun, per {_length(timeline.bucket_s)}"
+    title = f"operations begun, per {length(timeline.bucket_s)}"
     return Row(title=title, top=top, bottom=bottom, ticks=ticks, shapes=tuple(shapes))
 
 
-def _settled(timeline: Timeline, across: _Across, top: float, bottom: float) -> Row:
-    title = f"operations settled, per {_length(timeline.bucket_s)}"
+def _settled(timeline: Timeline, across: Across, top: float, bottom: float) -> Row:
+    title = f"operations settled, per {length(timeline.bucket_s)}"
     counts = [bucket.settled for bucket in timeline.buckets]
     if not any(counts):
         missing = "nothing settled" if timeline.states else _NO_STATES
         return Row(title=title, top=top, bottom=bottom, missing=missing)
-    ticks, up = _upward(counts, top, bottom)
+    ticks, up = upward(counts, top, bottom)
     path = _bars(timeline, across, up, [0] * len(counts), counts)
     return Row(title=title, top=top, bottom=bottom, ticks=ticks, shapes=(Shape(kind="settled", path=path),))
 
 
-def _latency(timeline: Timeline, across: _Across, top: float, bottom: float) -> Row:
+def _latency(timeline: Timeline, across: Across, top: float, bottom: float) -> Row:
     accepted = "intended start to answer (log scale)"
     title = f"latency of each operation, {accepted}" if timeline.dots else f"latency of accepted operations, {accepted}"
     drawn_ms = [dot.latency_ms for dot in timeline.dots] or [
@@ -225,7 +199,7 @@ def _latency(timeline: Timeline, across: _Across, top: float, bottom: float) -> 
     ]
     if not drawn_ms:
         return Row(title=title, top=top, bottom=bottom, missing="no operation was answered")
-    ticks, up = _upward_log(drawn_ms, top, bottom)
+    ticks, up = upward_log(drawn_ms, top, bottom)
     if timeline.dots:
         shapes = _scatter(timeline.dots, across, up)
     else:
@@ -237,12 +211,12 @@ def _latency(timeline: Timeline, across: _Across, top: float, bottom: float) -> 
     return Row(title=title, top=top, bottom=bottom, ticks=ticks, shapes=shapes)
 
 
-def _in_flight(timeline: Timeline, across: _Across, top: float, bottom: float) -> Row:
+def _in_flight(timeline: Timeline, across: Across, top: float, bottom: float) -> Row:
     title = "operations in flight: begun and not settled"
     if not timeline.states:
         return Row(title=title, top=top, bottom=bottom, missing=_NO_STATES)
-    ticks, up = _upward([bucket.in_flight for bucket in timeline.buckets], top, bottom)
-    path = f"M{_LEFT:.1f} {bottom:.1f}" + "".join(
+    ticks, up = upward([bucket.in_flight for bucket in timeline.buckets], top, bottom)
+    path = f"M{LEFT:.1f} {bottom:.1f}" + "".join(
         f"L{across.x(bucket.began_s + timeline.bucket_s):.1f} {up(bucket.in_flight):.1f}" for bucket in timeline.buckets
     )
     return Row(
@@ -261,7 +235,7 @@ def _begun_with(bucket: Bucket, outcome: Outcome) -> int:
     return {Outcome.OK: bucket.ok, Outcome.FAILED: bucket.failed, Outcome.UNKNOWN: bucket.unknown}[outcome]
 
 
-def _bars(timeline: Timeline, across: _Across, up: _Upward, floors: Sequence[int], counts: Sequence[int]) -> str:
+def _bars(timeline: Timeline, across: Across, up: Upward, floors: Sequence[int], counts: Sequence[int]) -> str:
     parts = []
     for bucket, floor, count in zip(timeline.buckets, floors, counts, strict=True):
         if count:
@@ -273,7 +247,7 @@ def _bars(timeline: Timeline, across: _Across, up: _Upward, floors: Sequence[int
     return "".join(parts)
 
 
-def _line(xs: Sequence[float], values: Sequence[float | None], up: _Upward) -> str:
+def _line(xs: Sequence[float], values: Sequence[float | None], up: Upward) -> str:
     parts = []
     is_drawing = False
     for x, value in zip(xs, values, strict=True):
@@ -284,7 +258,7 @@ def _line(xs: Sequence[float], values: Sequence[float | None], up: _Upward) -> s
     return "".join(parts)
 
 
-def _scatter(dots: Iterable[Dot], across: _Across, up: _Upward) -> tuple[Shape, ...]:
+def _scatter(dots: Iterable[Dot], across: Across, up: Upward) -> tuple[Shape, ...]:
     parts: dict[Outcome, list[str]] = {outcome: [] for outcome in Outcome}
     for dot in dots:
         x, y = across.x(dot.began_s), up(dot.latency_ms)
@@ -297,55 +271,15 @@ def _scatter(dots: Iterable[Dot], across: _Across, up: _Upward) -> tuple[Shape, 
     return tuple(Shape(kind=f"dot-{outcome.value}", path="".join(each)) for outcome, each in parts.items() if each)
 
 
-def _upward(counts: Sequence[int], top: float, bottom: float) -> tuple[tuple[Tick, ...], _Upward]:
-    step = max(1.0, _round_step(max(counts), _Y_TICKS))
-    highest = step * max(1, math.ceil(max(counts) / step))
-
-    def up(count: float) -> float:
-        return bottom - (bottom - top) * count / highest
-
-    values = (round(step * number) for number in range(round(highest / step) + 1))
-    return tuple(Tick(at=up(value), text=f"{value:,}") for value in values), up
-
-
-def _upward_log(drawn_ms: Sequence[float], top: float, bottom: float) -> tuple[tuple[Tick, ...], _Upward]:
-    values = [value for power in range(-2, 7) for value in (1 * 10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
-    least, most = max(_LATENCY_MS_MIN, min(drawn_ms)), max(_LATENCY_MS_MIN, *drawn_ms)
-    lowest = max((value for value in values if value <= least), default=values[0])
-    highest = min((value for value in values if value >= most and value > lowest), default=most)
-
-    def up(latency_ms: float) -> float:
-        share = math.log(max(latency_ms, lowest) / lowest) / math.log(highest / lowest)
-        return bottom - (bottom - top) * share
-
-    shown = [value for value in values if lowest <= value <= highest]
-    decades = [value for value in shown if math.log10(value) == round(math.log10(value))]
-    ticks = shown if len(shown) <= 2 * _Y_TICKS else decades
-    return tuple(Tick(at=up(value), text=_length(value / 1000)) for value in ticks), up
-
-
-def _x_ticks(across: _Across) -> tuple[Tick, ...]:
-    step = _round_step(across.ended_s - across.began_s, _X_TICKS)
-    numbers = range(math.ceil(across.began_s / step - 1e-9), math.floor(across.ended_s / step + 1e-9) + 1)
-    return tuple(Tick(at=across.x(number * step), text=f"{number * step:.6g}") for number in numbers)
-
-
-def _round_step(extent: float, steps: int) -> float:
-    """Return a step of 1, 2 or 5 times a power of ten that cuts the extent into at most so many."""
-    raw = max(extent, 1e-9) / steps
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next((factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9)), 10 * power)
-
-
-def _band(band: Band, across: _Across, lanes: _Lanes) -> DrawnBand:
+def _band(band: Band, across: Across, lanes: _Lanes) -> DrawnBand:
     left = across.x(band.began_s)
     right = across.x(across.ended_s if band.healed_s is None else band.healed_s)
-    how_long = "never healed" if band.healed_s is None else _length(band.healed_s - band.began_s)
+    how_long = "never healed" if band.healed_s is None else length(band.healed_s - band.began_s)
     text = f"{_short(band.label)}, {how_long}"
     text_width = len(text) * _CHARACTER_WIDTH + 10
     if text_width <= right - left:
         label_x, anchor, taken = left + 5, "start", (left, right)
-    elif right + text_width <= _RIGHT or left - text_width < 0:
+    elif right + text_width <= RIGHT or left - text_width < 0:
         label_x, anchor, taken = right + 5, "start", (left, right + text_width)
     else:
         label_x, anchor, taken = left - 5, "end", (left - text_width, right)
@@ -359,11 +293,11 @@ def _band(band: Band, across: _Across, lanes: _Lanes) -> DrawnBand:
     )
 
 
-def _mark(mark: Mark, across: _Across, lanes: _Lanes) -> DrawnMark:
+def _mark(mark: Mark, across: Across, lanes: _Lanes) -> DrawnMark:
     x = across.x(mark.at_s)
     text = _short(mark.label)
     text_width = len(text) * _CHARACTER_WIDTH + 14
-    if x + text_width <= _RIGHT:
+    if x + text_width <= RIGHT:
         label_x, anchor, taken = x + 8, "start", (x - 6, x + text_width)
     else:
         label_x, anchor, taken = x - 8, "end", (x - text_width, x + 6)
@@ -376,7 +310,7 @@ def _mark(mark: Mark, across: _Across, lanes: _Lanes) -> DrawnMark:
     )
 
 
-def _column(bucket: Bucket, timeline: Timeline, across: _Across) -> Column:
+def _column(bucket: Bucket, timeline: Timeline, across: Across) -> Column:
     x = across.x(bucket.began_s)
     begun = bucket.ok + bucket.failed + bucket.unknown
     told = [
@@ -385,7 +319,7 @@ def _column(bucket: Bucket, timeline: Timeline, across: _Across) -> Column:
         f"settled {bucket.settled}",
     ]
     if bucket.p50_ms is not None and bucket.p99_ms is not None:
-        told.append(f"latency p50 {_length(bucket.p50_ms / 1000)}, p99 {_length(bucket.p99_ms / 1000)}")
+        told.append(f"latency p50 {length(bucket.p50_ms / 1000)}, p99 {length(bucket.p99_ms / 1000)}")
     if timeline.states:
         told.append(f"in flight {bucket.in_flight}")
     return Column(x=x, width=across.x(bucket.began_s + timeline.bucket_s) - x, told="\n".join(told))
@@ -414,10 +348,3 @@ def _remarks(timeline: Timeline, bands: Sequence[DrawnBand], marks: Sequence[Dra
 
 def _short(text: str) -> str:
     return text if len(text) <= _LABEL_MAX else text[: _LABEL_MAX - 1] + "…"
-
-
-def _length(seconds: float) -> str:
-    """Say a length of time with its unit."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.2f} s" if seconds != round(seconds) else f"{seconds:.0f} s"
