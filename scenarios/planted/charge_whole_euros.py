@@ -5,8 +5,9 @@ Every order is charged once, and most of them for too much.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from system.events import OrderCreated
