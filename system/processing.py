@@ -149,24 +149,31 @@ class WholeBatch(Generic[Item]):
         works = [self._spans.process(delivery, origin) for delivery, origin in zip(deliveries, origins, strict=True)]
         try:
             read: list[tuple[_Work, Item]] = []
+            unread: list[tuple[_Work, Exception]] = []
             for work in works:
                 work.span.activate()
                 try:
                     item = self._handler.read(work.delivery)
                     work.order_id = self._handler.order_id(item)
                 except Exception as error:  # noqa: BLE001 - the edge: whatever it was, the message must not be lost
-                    await self._failures.answer(work, error)
+                    unread.append((work, error))
                 else:
                     read.append((work, item))
             received.activate()  # what is done for all of them is done for none of them
             if read:
                 await self._apply(read)
+            # Afterwards and side by side: burying may take seconds, and the others are in no way to blame.
+            await asyncio.gather(*(self._answer(work, error) for work, error in unread))
         except asyncio.CancelledError:
             for work in works:
                 work.fail("not finished before the process stopped")
             raise
         for work in works:
             self._spans.settle(work)
+
+    async def _answer(self, work: _Work, error: Exception) -> None:
+        work.span.activate()
+        await self._failures.answer(work, error)
 
     async def _apply(self, read: Sequence[tuple[_Work, Item]]) -> None:
         try:

@@ -17,6 +17,10 @@ class DatabaseRowError(DatabaseError):
     """These rows are refused, and will be however often they are tried; others written with them are not harmed."""
 
 
+class DatabaseStatementError(DatabaseError):
+    """This statement cannot be carried out now (its table is not there, or rights were taken away); others can."""
+
+
 class DatabaseConflictError(DatabaseError):
     """The rows got into the way of somebody else's transaction and are not stored; at once they may be."""
 

@@ -27,6 +27,7 @@ from system.database.errors import (
     DatabaseError,
     DatabaseOpenError,
     DatabaseRowError,
+    DatabaseStatementError,
     DatabaseUnknownError,
 )
 from system.database.grouping import ANSWER_WITHIN_S, Batch
@@ -44,9 +45,13 @@ MIGRATION_LOCK_WITHIN_S = 60.0
 STATEMENT_WITHIN_S = 4.0
 """Kept by the server, and below what we wait for it: what it gave up itself is certainly not carried out."""
 
-# Classes of SQLSTATE: what is wrong with these rows or this statement, however often it is tried.
-_THE_WRITES_FAULT = frozenset({"0A", "21", "22", "23", "42", "44", "P0"})
-_CONFLICT = "40"
+# Classes of SQLSTATE, and what they mean for the rows. 42 and 0A are a table that is not there, or rights that were
+# taken away: no row's fault.
+_MEANINGS: tuple[tuple[frozenset[str], type[DatabaseError], str], ...] = (
+    (frozenset({"21", "22", "23", "44", "P0"}), DatabaseRowError, "refuses a row"),
+    (frozenset({"0A", "42"}), DatabaseStatementError, "cannot do what it is asked"),
+    (frozenset({"40"}), DatabaseConflictError, "undid a transaction"),
+)
 _NOBODY_KNOWS = frozenset({"08006", "08007", "40003"})
 _FOR_GOOD = frozenset({"28", "3D", "42"})
 """Of those that refuse a connection: password, database, rights."""
@@ -127,7 +132,7 @@ class PostgresBackend:
             raise DatabaseRowError(f"the database {self.location} refuses a row: {said(error)}") from None
         except FAILURES as error:
             failure = self._failure(error)
-            if not isinstance(failure, DatabaseRowError | DatabaseConflictError):
+            if not isinstance(failure, DatabaseRowError | DatabaseStatementError | DatabaseConflictError):
                 self._note_down(failure)
             raise failure from None
         self._note_up()
@@ -255,10 +260,9 @@ class PostgresBackend:
         if not state or is_fatal or isinstance(error, _LOST) or state in _NOBODY_KNOWS:
             self._writer.cut()
             return DatabaseUnknownError(f"{where} was lost before it answered: {what}")
-        if state[:2] in _THE_WRITES_FAULT:
-            return DatabaseRowError(f"{where} refuses a row: {what}")
-        if state[:2] == _CONFLICT:
-            return DatabaseConflictError(f"{where} undid a transaction: {what}")
+        for states, kind, says in _MEANINGS:
+            if state[:2] in states:
+                return kind(f"{where} {says}: {what}")
         if state == _READ_ONLY:
             self._writer.cut()
         return DatabaseError(f"{where} cannot be written to: {what}")

@@ -23,7 +23,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from system.database.errors import DatabaseError, DatabaseOpenError, DatabaseRowError, DatabaseUnknownError
+from system.database.errors import (
+    DatabaseError,
+    DatabaseOpenError,
+    DatabaseRowError,
+    DatabaseStatementError,
+    DatabaseUnknownError,
+)
 from system.database.grouping import Batch
 from system.database.statements import Migration, Row, Statement, Value
 from system.database.worker import Worker
@@ -39,9 +45,9 @@ READ_BUSY_WITHIN_MS = 50
 CLOSE_WITHIN_S = 2.0
 _BUSY_POLL_S = 0.005
 
+# Not SQLITE_ERROR: a table that is not there, or is another one, is no row's fault.
 _THE_WRITES_FAULT = frozenset(
     {
-        sqlite3.SQLITE_ERROR,
         sqlite3.SQLITE_TOOBIG,
         sqlite3.SQLITE_CONSTRAINT,
         sqlite3.SQLITE_MISMATCH,
@@ -94,7 +100,7 @@ class SqliteBackend:
         try:
             await self._begin()
             await self._carry_out(batches)
-        except DatabaseRowError:
+        except (DatabaseRowError, DatabaseStatementError):
             raise
         except DatabaseError as error:
             self._note_down(error)
@@ -188,6 +194,8 @@ class SqliteBackend:
         code = _primary_code(error)
         if code is None or code in _THE_WRITES_FAULT:
             return DatabaseRowError(f"the database {self._path} refuses a row: {error}")
+        if code == sqlite3.SQLITE_ERROR:
+            return DatabaseStatementError(f"the database {self._path} cannot do what it is asked: {error}")
         self._must_reopen |= code not in _LOCKED and code != sqlite3.SQLITE_FULL
         return DatabaseError(f"the database {self._path} cannot be written to: {error}")
 

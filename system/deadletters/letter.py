@@ -12,8 +12,8 @@
 | `Dead-Letter-Payload` | `left`: with all this the message would be too large, so it stayed behind, bytes and headers |
 
 All other headers stay as they were (one whose name is none is left out). `Nats-Msg-Id` is
-`dead:<stream>:<consumer>:<sequence>`, so that a message buried again because its death was not heard of is one dead
-letter (within the dedup window).
+`dead:<stream>:<consumer>:<sequence>:<when it was stored>`, so that a message buried again because its death was not
+heard of is one dead letter (within the dedup window), and what a stream made anew holds there is another.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ DeadLetterKind = Literal["poison", "exhausted"]
 
 SUBJECT_PREFIX = "deadletters."
 REASON_MAX_LENGTH = 1000
+_TIME_END_NS = 253_402_300_800 * 1_000_000_000  # the year 10000, which no calendar of ours has
 
 PAYLOAD_LEFT = "left"
 LEFT_VALUE_MAX_LENGTH = 1000
@@ -117,9 +118,9 @@ class DeadLetter:
         return restored
 
 
-def dead_letter_id(stream: str, consumer: str, sequence: int) -> str:
+def dead_letter_id(stream: str, consumer: str, sequence: int, stored_ns: int) -> str:
     """The Nats-Msg-Id of the dead letter of one message of one consumer."""
-    return f"dead:{stream}:{consumer}:{sequence}"
+    return f"dead:{stream}:{consumer}:{sequence}:{stored_ns}"
 
 
 def headers_of(death: Death, original: Mapping[str, str], *, is_left_behind: bool = False) -> dict[str, str]:
@@ -163,13 +164,20 @@ def letter_in(number: int, headers: Mapping[str, str], payload: bytes) -> DeadLe
             consumer=told["Consumer"],
             deliveries=int(told["Deliveries"]),
             order_id=told.get("Order", ""),
-            at_ns=int(told["Time"]),
+            at_ns=_time_in(told["Time"]),
         )
     except KeyError as missing:
         raise NoDeadLetterError(f"message {number} is no dead letter: it has no {_PREFIX}{missing.args[0]}") from None
     except ValueError as error:
         raise NoDeadLetterError(f"message {number} is no dead letter: {error}") from None
     return DeadLetter(number=number, death=death, headers=headers, payload=payload)
+
+
+def _time_in(text: str) -> int:
+    at_ns = int(text)
+    if not 0 <= at_ns < _TIME_END_NS:
+        raise ValueError(f"its time is {text[:REASON_MAX_LENGTH]!r}")
+    return at_ns
 
 
 def _kind_in(text: str) -> DeadLetterKind:

@@ -54,7 +54,7 @@ class DeadLetterOffice:
         ack = await self._announcer.announce(
             subject=f"{SUBJECT_PREFIX}{delivery.consumer}",
             payload=payload,
-            message_id=dead_letter_id(delivery.stream, delivery.consumer, delivery.sequence),
+            message_id=dead_letter_id(delivery.stream, delivery.consumer, delivery.sequence, delivery.stored_ns),
             order_id=order_id,
             deadline_s=BURY_WITHIN_S,
             headers=headers,

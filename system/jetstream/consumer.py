@@ -108,8 +108,9 @@ class Consumer:
         self._wake = asyncio.Event()
         self._not_before_s = 0.0
         self._is_missing = False
+        self._is_unanswered = False
         self._stopped = asyncio.Event()
-        self.is_running = False
+        self._is_running = False
         name = spec.name
         self._deliveries = metrics.counter("deliveries", "Deliveries taken", label="consumer", value=name)
         self._redeliveries = metrics.counter(
@@ -131,14 +132,19 @@ class Consumer:
         try:
             async with self._handlings:
                 signals = self._handlings.create_task(self._signal_progress(), name=f"{self._spec.name} progress")
-                self.is_running = True
+                self._is_running = True
                 await self._pull_until_stopped()
                 await self._connection.drain(inbox, within_s=DRAIN_WITHIN_S)
                 self._hand_over()
                 await self._finish()
                 signals.cancel()
         finally:
-            self.is_running = False
+            self._is_running = False
+
+    @property
+    def is_served(self) -> bool:
+        """True while it runs, and the broker answers what it asks; who asks nothing now is not unanswered."""
+        return self._is_running and not self._is_missing and not self._is_unanswered
 
     def stop(self) -> None:
         """Pull no more."""
@@ -174,6 +180,7 @@ class Consumer:
                 log.info("a pull request of %s went silent; asking anew", self._spec.name)
                 self._silences.add()
                 self._request = None
+                self._is_unanswered = True
             again_s = PULL_EXPIRES_S
             if self._request is None and self._connection.is_connected and now_s >= self._not_before_s:
                 if self._is_missing:
@@ -248,6 +255,7 @@ class Consumer:
             elif self._request is not None and message.subject == self._request.reply:
                 self._on_status(message.headers.get("Status", ""), message.headers.get("Description", ""))
         if deliveries:
+            self._is_unanswered = False
             self._heard()
             self._count(deliveries)
             self._gather(deliveries)
@@ -266,6 +274,7 @@ class Consumer:
 
     def _on_status(self, status: str, description: str) -> None:
         """What the broker says of the open request instead of a message."""
+        self._is_unanswered = False
         match status:
             case "100":  # idle heartbeat
                 self._heard()

@@ -74,6 +74,12 @@ class Delivery:
         self.arrived_at_s = self.signalled_at_s = time.monotonic()
 
     @property
+    def stored_ns(self) -> int:
+        """When the broker stored the message, Unix time; it differs where a stream was made anew."""
+        tokens = self._reply.split(".")
+        return int(tokens[9] if len(tokens) >= _ACK_TOKENS_WITH_DOMAIN else tokens[7])
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """As published."""
         return self._message.headers

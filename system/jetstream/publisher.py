@@ -34,6 +34,8 @@ SWEEP_EVERY_S = 0.05
 
 _LATER = frozenset({429, 503})
 """What the server answers when it cannot store anything now: too many requests, no leader, no stream yet."""
+_NOT_STORED = frozenset({10023, 10077})
+"""Its codes for a stream or a disk that is full: certainly not stored, and waiting makes no room."""
 _NO_RESPONDERS = "503"
 
 
@@ -232,7 +234,7 @@ class Publisher:
             return
         if answer.error is None:
             publish.future.set_result(PubAck(stream=answer.stream, sequence=answer.seq, duplicate=answer.duplicate))
-        elif answer.error.code in _LATER:
+        elif answer.error.code in _LATER and answer.error.err_code not in _NOT_STORED:
             publish.again_at_s = time.monotonic() + PAUSE_S
         else:
             refusal = f"the server refused {publish.what}: {answer.error.description} ({answer.error.err_code})"

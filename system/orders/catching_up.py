@@ -1,11 +1,12 @@
 """Whether orders from before the start may be known to nobody but the stream.
 
 An order is found again by the table, which the projection fills, or by the broker's memory of message ids, which lasts
-for the dedup window. After an outage longer than that, what is not in the table yet is remembered by nothing that is
-asked, and the same key could become another order (P6). Until the projection is through with that, it is not safe to
-take an order under a key that a customer chose.
+for the dedup window. After an outage longer than that, of this service or of its database, what is not in the table yet
+is remembered by nothing that is asked, and the same key could become another order (P6). Until the projection is
+through with that, it is not safe to take an order under a key that a customer chose.
 
-Promises: never in the way after a short outage, because the broker remembers what the table does not have yet.
+Promises: never in the way after a short outage, because the broker remembers what the table does not have yet. And a
+projection that cannot commit is noticed before the broker forgets what it did not commit.
 """
 
 from __future__ import annotations
@@ -25,20 +26,42 @@ LOOK_EVERY_S = 0.1
 
 
 class CatchingUp:
-    """Watches the projection of created orders from its start until it is through with what was there.
+    """Watches whether the projection of created orders is through with what nobody else remembers.
 
-    is_known: whether there is anything to wait for is known. Before that a service that says it is ready would refuse
-    the next order.
+    is_over: it is; only then may an order be taken under a customer's key. is_known: whether there is anything to wait
+    for is known. Before that a service that says it is ready would refuse the next order.
     """
 
     def __init__(self, *, is_over: bool = False) -> None:
         self.is_over = is_over
         self.is_known = is_over
+        self._failing_since_s: float | None = None
+        self._is_behind = asyncio.Event()
+
+    def committed(self) -> None:
+        """The projection has committed something."""
+        self._failing_since_s = None
+
+    def not_committed(self) -> None:
+        """It could not; told again with every try."""
+        now_s = time.monotonic()
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        elif self.is_over and now_s - self._failing_since_s > REMEMBERED_S:
+            log.warning("the table is more than %g s behind: no order is taken under a key", REMEMBERED_S)
+            self.is_over = False
+            self._is_behind.set()
 
     async def watch(self, connection: Connection, projection: ConsumerSpec) -> None:
-        """Return when it is over. A broker that does not answer is asked again."""
+        """Watch until cancelled. A broker that does not answer is asked again."""
+        while True:
+            await self._wait_until_through(connection, projection)
+            self._is_behind.clear()
+            await self._is_behind.wait()
+
+    async def _wait_until_through(self, connection: Connection, projection: ConsumerSpec) -> None:
         last: int | None = None
-        while not self.is_over:
+        while True:
             try:
                 if last is None:
                     last = await last_stored(connection, projection.stream, projection.subject)
@@ -46,8 +69,9 @@ class CatchingUp:
                 self.is_known = True
             except RequestError as error:
                 log.info("how far orders are known again cannot be asked now: %s", error)
-            if not self.is_over:
-                await asyncio.sleep(LOOK_EVERY_S)
+            if self.is_over:
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _is_through(connection: Connection, projection: ConsumerSpec, last: int) -> bool:

@@ -15,6 +15,7 @@ from system.database import DatabaseError, DatabaseRowError
 from system.events import OrderCreated, PaymentProcessed, PaymentStatus
 from system.jetstream import Delivery
 from system.metrics import Metrics
+from system.orders.catching_up import CatchingUp
 from system.orders.recent import RecentOrders
 from system.orders.settling import SettleTimes
 from system.orders.store import OrderStore
@@ -24,9 +25,10 @@ from system.processing import GiveUpError, TryLaterError
 class OrderProjection:
     """Puts every OrderCreated into the table."""
 
-    def __init__(self, store: OrderStore, recent: RecentOrders) -> None:
+    def __init__(self, store: OrderStore, recent: RecentOrders, catching_up: CatchingUp) -> None:
         self._store = store
         self._recent = recent
+        self._catching_up = catching_up
 
     def read(self, delivery: Delivery) -> OrderCreated:
         """The event; `UndecodableError` if it is none."""
@@ -38,8 +40,13 @@ class OrderProjection:
 
     async def apply(self, items: Sequence[OrderCreated]) -> None:
         """Commit these; durable when this returns."""
-        with _failures_told():
-            await self._store.save_created(items)
+        try:
+            with _failures_told():
+                await self._store.save_created(items)
+        except TryLaterError:
+            self._catching_up.not_committed()
+            raise
+        self._catching_up.committed()
         for order in items:
             self._recent.committed(order.order_id)
 

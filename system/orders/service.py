@@ -79,7 +79,9 @@ async def _serve(settings: OrdersSettings, stopping: Stopping, telemetry: Teleme
 
         dead_letters = DeadLetterOffice(connection, announcer, metrics)
         handlers: tuple[Handler, ...] = (
-            WholeBatch(OrderProjection(store, recent), tracer=tracer, dead_letters=dead_letters, metrics=metrics),
+            WholeBatch(
+                OrderProjection(store, recent, catching_up), tracer=tracer, dead_letters=dead_letters, metrics=metrics
+            ),
             WholeBatch(
                 PaymentProjection(store, settle_times, metrics),
                 tracer=tracer,
@@ -93,7 +95,7 @@ async def _serve(settings: OrdersSettings, stopping: Stopping, telemetry: Teleme
         ]
         readiness.require("nats", lambda: connection.is_connected)
         readiness.require("database", lambda: store.is_up)
-        readiness.require("projections", lambda: all(consumer.is_running for consumer in consumers))
+        readiness.require("projections", lambda: all(consumer.is_served for consumer in consumers))
         readiness.require("earlier orders", lambda: catching_up.is_known)
         limits = Limits(in_flight_max=settings.in_flight_max, rate_max_per_s=settings.rate_max_per_s)
         api = Admission(limits, OrdersApi(intake, tracer=tracer, metrics=metrics), metrics)

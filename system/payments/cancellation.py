@@ -27,6 +27,10 @@ from system.payments.work import PaymentWork, check_id
 from system.processing import TryLaterError
 
 
+class ContradictionError(Exception):
+    """The provider has forgotten money that it took: people have to look, so it becomes a dead letter in the end."""
+
+
 class CancellationHandler(PaymentWork):
     """Handles the deliveries of `cancellation-processor`."""
 
@@ -42,7 +46,13 @@ class CancellationHandler(PaymentWork):
         payment = await self.find(cancellation)
         if payment is None or payment.status == PaymentStatus.PAID.value:
             bill = self.bill_of(cancellation, payment)
-            payment = self.result_of(cancellation, bill, await self.undo(bill))
+            outcome = await self.undo(bill)
+            if payment is not None and not isinstance(outcome, Refunded):
+                raise ContradictionError(
+                    f"order {bill.order_id} is recorded as paid ({payment.charge_id}), and the provider says that its "
+                    f"charge is {type(outcome).__name__.lower()}"
+                )
+            payment = self.result_of(cancellation, bill, outcome)
             if payment is not None:
                 await self.record(payment)
         if payment is not None and payment.is_undone and self._outbox.is_due(payment):

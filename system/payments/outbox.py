@@ -4,8 +4,9 @@ There is no relay that reads unannounced rows, and none is missing: the message 
 of the outbox. Payments acks an order only after row and announcement, in this order; so whatever a crash leaves
 half done has an unacknowledged message in the broker, which is delivered again, to whichever replica lives, finds the
 row, and announces. A relay would be a second one to do the same, that polls, races with the first, and needs watching.
-The other way round, a row without such a message, cannot be: rows are made while their message is in hand (and rows
-made by a webhook wait for theirs, which holds the answer for whoever asks).
+The other way round, rows are made while their message is in hand; a row made by a webhook waits for its message, which
+holds the answer for whoever asks. Only a refund that somebody makes at the provider, without a cancellation of ours,
+has no message: it is recorded and never announced.
 
 Announcing is at least once. The message id makes it once within the broker's dedup window; an announcement that is
 known to be older than that is not made again.

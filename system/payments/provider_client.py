@@ -2,8 +2,9 @@
 
 Promises: the idempotency keys of an order are always the same, across attempts, processes and restarts; an outcome is
 what the provider said, and nothing else is taken for one. Everything that may be better later raises
-`ProviderUnavailableError`, be it certain that nothing happened or not: the key makes asking again safe. What will never
-be answered otherwise raises `ProviderRefusedError`.
+`ProviderUnavailableError`, be it certain that nothing happened or not: the key makes asking again safe. Only what the
+provider itself finds wrong with a request, 400 or 422 with its reasons, raises `ProviderRefusedError`: a login, a path
+or a proxy that is wrong today is no order's fault.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ REFUNDS_PATH = "/refunds"
 
 _CREATED = 201
 _REPLAYED = 200
+_CAPTURED = "captured"
 _DECLINED = 402
 _CONFLICT = 409
+_WRONG = frozenset({400, 422})
 _TOO_MANY = 429
 _SERVER_ERRORS_FROM = 500
 
@@ -98,6 +101,7 @@ class _Refund(_Charge):
 
 class _Charged(msgspec.Struct):
     charge_id: str
+    status: str
 
 
 class _Undone(msgspec.Struct):
@@ -175,9 +179,12 @@ def _charge_outcome(answer: Answer) -> ChargeOutcome:
     status = answer.status
     try:
         if status in (_CREATED, _REPLAYED):
-            return Captured(charge_id=_decode_charged(answer.body).charge_id, replayed=status == _REPLAYED)
+            charged = _decode_charged(answer.body)
+            if charged.status != _CAPTURED or not charged.charge_id:
+                raise _nonsense(f"a charge that is {charged.status!r}, called {charged.charge_id!r}")
+            return Captured(charge_id=charged.charge_id, replayed=status == _REPLAYED)
         if status == _DECLINED:
-            return Declined(reason=_problem(answer).detail)
+            return Declined(reason=_decode_problem(answer.body).detail)
         if status == _CONFLICT and _problem(answer).type == "voided":
             return Voided()
     except (msgspec.DecodeError, UnicodeError) as error:
@@ -203,12 +210,15 @@ def _refund_outcome(answer: Answer) -> RefundOutcome:
 
 
 def _no_outcome(answer: Answer) -> ProviderUnavailableError | ProviderRefusedError:
-    message = f"the provider answered {answer.status}: {_problem(answer).detail}"
+    told = _problem(answer)
+    message = f"the provider answered {answer.status}: {told.detail}"
+    if answer.status in _WRONG and told.detail:
+        return ProviderRefusedError(message)
     if answer.status == _TOO_MANY:
         return ProviderUnavailableError(message, reason="too_many")
     if answer.status >= _SERVER_ERRORS_FROM:
         return ProviderUnavailableError(message, reason="server_error")
-    return ProviderRefusedError(message)
+    return ProviderUnavailableError(message, reason="unexpected")
 
 
 def _nonsense(what: object) -> ProviderUnavailableError:

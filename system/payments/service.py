@@ -120,7 +120,7 @@ async def _serve(settings: PaymentsSettings, stopping: Stopping, telemetry: Tele
         # The provider is none of the conditions: while the breaker is open, doing nothing is the work.
         readiness.require("nats", lambda: connection.is_connected)
         readiness.require("database", lambda: store.is_up)
-        readiness.require("processors", lambda: all(consumer.is_running for consumer in consumers))
+        readiness.require("processors", lambda: all(consumer.is_served for consumer in consumers))
         webhook = Webhook(store, settings.webhook_secret, tracer=telemetry.tracer, metrics=metrics)
 
         server = await stack.enter_async_context(Server(settings.listen, Probes(readiness, metrics, webhook)))

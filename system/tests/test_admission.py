@@ -88,6 +88,15 @@ def test_faster_than_the_limit_is_refused_until_time_has_passed() -> None:
     assert 'requests_refused_total{reason="rate"} 2.0' in metrics.rendered().decode()
 
 
+def test_a_limit_of_next_to_nothing_is_still_a_limit() -> None:
+    """One in longer than anybody can count: come again in an hour."""
+    admission = Admission(Limits(in_flight_max=9, rate_max_per_s=1e-310), at_once, Metrics(), clock=Clock())
+
+    assert now(admission, POST).status == 200
+    refused = now(admission, POST)
+    assert (refused.status, dict(refused.headers)["retry-after"]) == (429, "3600")
+
+
 def test_a_refusal_for_speed_says_when_there_is_room_again() -> None:
     """One in four seconds: four seconds on it is taken, a moment before it is not."""
     clock = Clock()

@@ -57,7 +57,7 @@ class Desk:
             connection, Announcer(self.spans.tracer, publisher), store, recent, times, CatchingUp(is_over=True)
         )
         self._payments = PaymentProjection(store, times, metrics)
-        self._orders = OrderProjection(store, recent)
+        self._orders = OrderProjection(store, recent, CatchingUp(is_over=True))
         self._connection = connection
 
     @property

@@ -22,6 +22,7 @@ from system.payments.provider_client import (
     ProviderRefusedError,
     ProviderUnavailableError,
     Refunded,
+    RefundOutcome,
     Voided,
 )
 from system.tests.payments_desk import CANCELLATION, Desk
@@ -148,6 +149,17 @@ async def test_a_refund_that_the_provider_will_never_make_is_a_dead_letter() -> 
     story = await desk.cancellation()
 
     assert story[1] == "bury as poison: order o1: the provider refuses for good: the provider answered 422"
+
+
+@pytest.mark.parametrize("said", [Voided(), Declined(reason="the card had been declined")])
+async def test_a_provider_that_forgot_money_it_took_is_a_matter_for_people(said: RefundOutcome) -> None:
+    """P13: the order is paid, and nobody may say that it is undone, nor forget that somebody asked for it."""
+    desk = Desk(said, REFUNDED)
+    await desk.record("PAID")
+
+    assert (await desk.cancellation())[-1].startswith("nak")
+    assert (await desk.row()) is not None
+    assert (await desk.cancellation())[-2:] == ["announce payment-refunded:o1", "ack"]
 
 
 async def test_an_undecodable_cancellation_is_a_dead_letter() -> None:

@@ -223,6 +223,19 @@ async def test_a_consumer_goes_on_after_the_broker_restarted(
     assert metrics.counter("nats_reconnects", "").value >= 1
 
 
+async def test_a_consumer_that_nobody_answers_is_not_served(
+    broker: Broker, connection: Connection, metrics: Metrics
+) -> None:
+    """P12: a broker that is back without JetStream, or without the disk, keeps the connection and does no work."""
+    async with consuming(connection, Notebook(), metrics) as consumer:
+        await wait_until(lambda: consumer.is_served)
+        for has_jetstream in (False, True):
+            broker.stop()
+            broker.has_jetstream = has_jetstream
+            await broker.start()
+            await wait_until(lambda: connection.is_connected and consumer.is_served is has_jetstream, within_s=10)  # noqa: B023 - waited for at once
+
+
 async def test_a_consumer_deleted_under_us_is_made_again(connection: Connection, metrics: Metrics) -> None:
     """It starts at the beginning of the stream again: messages come twice rather than never."""
     publisher = await publisher_on(connection, metrics)

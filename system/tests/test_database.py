@@ -123,14 +123,23 @@ POISON: dict[str, tuple[Statement, Sequence[Value]]] = {
     "half a character": (ADD, ("n", "\ud800")),
     "no key to sort by": (ADD, ()),
     "no value at all": (ADD, ([], "x")),  # type: ignore[dict-item]
+}
+NOT_THE_ROWS_FAULT: dict[str, tuple[Statement, Sequence[Value]]] = {
     "no SQL": (Statement("INSERT OR ELSE $1"), ("x",)),
     "no such table": (Statement("INSERT INTO nothing VALUES ($1)"), ("x",)),
 }
 
 
-@pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
+@pytest.mark.parametrize(
+    ("poison", "failure"),
+    [
+        *((poison, "DatabaseRowError") for poison in POISON.values()),
+        *((poison, "DatabaseStatementError") for poison in NOT_THE_ROWS_FAULT.values()),
+    ],
+    ids=[*POISON, *NOT_THE_ROWS_FAULT],
+)
 async def test_a_poison_row_fails_its_own_writer_and_nobody_else(
-    database: Database, metrics: Metrics, poison: tuple[Statement, Sequence[Value]]
+    database: Database, metrics: Metrics, poison: tuple[Statement, Sequence[Value]], failure: str
 ) -> None:
     """Three among forty that are committed together: the forty are stored, in their order."""
     statement, row = poison
@@ -145,7 +154,7 @@ async def test_a_poison_row_fails_its_own_writer_and_nobody_else(
 
     became = await outcomes(*writes)
 
-    assert became == ["DatabaseRowError" if number in bad else "stored" for number in range(43)]
+    assert became == [failure if number in bad else "stored" for number in range(43)]
     assert await said(database, "log") == "".join(f"{number} " for number in range(43) if number not in bad)
     assert metrics.counter("db_commit_failures", "").value == len(bad)
     assert database.is_up

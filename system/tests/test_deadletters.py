@@ -130,6 +130,8 @@ def test_what_others_wrote_cannot_break_a_header_or_forge_a_death() -> None:
         ({"Dead-Letter-Kind": "tired"}, "its kind is 'tired'"),
         ({"Dead-Letter-Subject": None}, "no Dead-Letter-Subject"),
         ({"Dead-Letter-Sequence": "first"}, "first"),
+        ({"Dead-Letter-Time": "9" * 25}, "its time is '9999"),
+        ({"Dead-Letter-Time": "-1"}, "its time is '-1'"),
     ],
 )
 def test_a_message_that_says_too_little_is_no_dead_letter(change: Mapping[str, str | None], says: str) -> None:
@@ -168,6 +170,7 @@ class Shop:
         kind: DeadLetterKind = "poison",
         order_id: str = "o1",
         consumer: str = "payment-processor",
+        stored_ns: int = 1,
     ) -> None:
         """Give up a stored message."""
         headers, payload = await self.stored("ORDERS", sequence)
@@ -179,6 +182,7 @@ class Shop:
             times_delivered=3,
             headers=headers,
             payload=payload,
+            stored_ns=stored_ns,
         )
         await self.office.bury(cast("Delivery", delivery), reason=reason, kind=kind, order_id=order_id)
 
@@ -232,7 +236,7 @@ async def test_a_buried_message_is_kept_byte_by_byte_with_its_death(shop: Shop, 
     (dead,) = await shop.letters()
     assert isinstance(dead, DeadLetter)
     assert payload == dead.payload == PAYLOAD
-    assert headers["Nats-Msg-Id"] == f"dead:ORDERS:payment-processor:{sequence}"
+    assert headers["Nats-Msg-Id"] == f"dead:ORDERS:payment-processor:{sequence}:1"
     assert headers["Dead-Letter-Traceparent"] == TRACEPARENT
     assert f"{processing.get_span_context().trace_id:032x}" in headers["traceparent"]
     assert (dead.number, dead.death.kind, dead.death.reason) == (1, "poison", "so said the codec: grün")
@@ -330,6 +334,16 @@ async def test_a_message_that_dies_again_can_be_replayed_again(shop: Shop) -> No
         sequence = (await shop.dead.replay(dead)).sequence
 
     assert (await shop.messages("ORDERS"), await shop.messages("DEADLETTERS")) == (4, 0)
+
+
+async def test_what_a_stream_made_anew_holds_at_the_same_place_is_another_dead_letter(shop: Shop) -> None:
+    """P14: it would be terminated as buried, and nobody would have it."""
+    sequence = await shop.order()
+    await shop.bury(sequence, stored_ns=1)
+    await shop.bury(sequence, stored_ns=1)
+    await shop.bury(sequence, stored_ns=2)
+
+    assert await shop.messages("DEADLETTERS") == 2
 
 
 async def test_a_message_that_two_consumers_gave_up_is_replayed_once(shop: Shop) -> None:

@@ -243,7 +243,7 @@ async def test_a_bug_in_a_handler_loses_no_message() -> None:
 
 async def test_the_spans_of_a_payment_stand_under_the_delivery() -> None:
     """P10: receive and settle stand alone, what is done for the order is one tree."""
-    till, port, spans = Till(201, b'{"charge_id":"ch_1"}'), free_port(), Spans()
+    till, port, spans = Till(201, b'{"charge_id":"ch_1","status":"captured"}'), free_port(), Spans()
     caller = Parent(b"\x0a" * 16, b"\x0b" * 8, "vendor=1")
     root = spans.tracer.begin(SpanTemplate("process orders.created", SpanKind.CONSUMER), caller)
     root.activate()
@@ -306,15 +306,21 @@ async def answer_to(
         (200, b'{"charge_id":"ch_1","status":"captured"}', Captured(charge_id="ch_1", replayed=True)),
         (402, b'{"detail":"no money"}', Declined(reason="no money")),
         (409, b'{"type":"voided","detail":"ruled out"}', Voided()),
-        (409, b'{"type":"about:blank","detail":"busy"}', ProviderRefusedError),
+        (409, b'{"type":"about:blank","detail":"busy"}', "unexpected"),
         (201, b"rubbish", "nonsense"),
         (200, b"{}", "nonsense"),
+        (201, b'{"charge_id":"ch_1"}', "nonsense"),
+        (201, b'{"charge_id":"","status":"captured"}', "nonsense"),
+        (200, b'{"charge_id":"ch_1","status":"pending"}', "nonsense"),
+        (402, b"<html>pay for your proxy</html>", "nonsense"),
         (201, b'{"charge_id":"\xff"}', "nonsense"),
         (429, b"", "too_many"),
         (500, b"", "server_error"),
         (503, b"{}", "server_error"),
-        (400, b"", ProviderRefusedError),
-        (422, b"", ProviderRefusedError),
+        (400, b'{"detail":"no such currency"}', ProviderRefusedError),
+        (422, b'{"detail":"another amount"}', ProviderRefusedError),
+        # What is not of the provider, or about the request, is no order's fault: a proxy, a login, a path.
+        *[(status, b"<html>no</html>", "unexpected") for status in (204, 302, 400, 401, 403, 404, 408, 422)],
     ],
 )
 async def test_each_answer_to_a_charge_has_one_meaning(
@@ -344,8 +350,10 @@ async def test_each_answer_to_a_charge_has_one_meaning(
         (201, b"rubbish", "nonsense"),
         (429, b"", "too_many"),
         (500, b"", "server_error"),
-        (409, b'{"type":"voided"}', ProviderRefusedError),
-        (422, b"", ProviderRefusedError),
+        (409, b'{"type":"voided"}', "unexpected"),
+        (422, b'{"detail":"another amount"}', ProviderRefusedError),
+        (422, b"", "unexpected"),
+        (404, b'{"detail":"there is nothing"}', "unexpected"),
     ],
 )
 async def test_each_answer_to_a_refund_has_one_meaning(

@@ -18,6 +18,7 @@ from system.database import (
 )
 from system.events import OrderCreated, PaymentProcessed, PaymentStatus
 from system.metrics import Metrics
+from system.orders.catching_up import CatchingUp
 from system.orders.projection import OrderProjection, PaymentProjection
 from system.orders.recent import RecentOrders
 from system.orders.settling import SettleTimes
@@ -75,7 +76,7 @@ class FailingDatabase:
 async def test_an_order_is_recent_until_it_is_committed(store: OrderStore) -> None:
     """P7, P9: not a moment less, and no longer."""
     recent = RecentOrders()
-    projection = OrderProjection(store, recent)
+    projection = OrderProjection(store, recent, CatchingUp(is_over=True))
     for order_id in ("o1", "o2"):
         recent.expect(created(order_id))
         recent.accept(created(order_id))
@@ -132,7 +133,7 @@ async def test_an_outage_is_not_the_events_fault_and_a_refused_row_is(
     times.began("o1", 1)
 
     with pytest.raises(answer):
-        await OrderProjection(store, recent).apply([created("o1")])
+        await OrderProjection(store, recent, CatchingUp(is_over=True)).apply([created("o1")])
     with pytest.raises(answer):
         await PaymentProjection(store, times, metrics).apply([processed("o1", PaymentStatus.PAID)])
 
@@ -154,7 +155,7 @@ async def test_an_event_with_a_text_that_the_database_cannot_hold_is_given_up(
         metrics=metrics,
     ) as database:
         store = OrderStore(database)
-        projection = OrderProjection(store, RecentOrders())
+        projection = OrderProjection(store, RecentOrders(), CatchingUp())
         with pytest.raises(GiveUpError):
             await projection.apply([created("o1"), created("o2", customer_id="a\0b")])
         assert await store.find("o1") is None, "of one batch all is stored or nothing: it is tried again one by one"

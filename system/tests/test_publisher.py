@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import pytest
 
 from system.jetstream import (
@@ -109,6 +110,17 @@ async def test_a_message_the_server_refuses_raises(connection: Connection, metri
 
     with pytest.raises(PublishRefusedError):
         await publisher.publish("tests.a", b"", message_id="1", headers=headers, deadline_s=5)
+
+
+async def test_a_stream_that_is_full_stores_nothing_and_says_so(connection: Connection, metrics: Metrics) -> None:
+    """P5: the server calls it a matter of now (503), but it is certain, and waiting makes no room."""
+    publisher = await publisher_on(connection, metrics)
+    config = msgspec.json.encode({"name": "FULL", "subjects": ["full.>"], "max_msgs": 1, "discard": "new"})
+    await connection.request("$JS.API.STREAM.CREATE.FULL", config, within_s=2)
+    await publisher.publish("full.a", b"", message_id="1", headers={}, deadline_s=5)
+
+    with pytest.raises(PublishRefusedError, match="maximum messages exceeded"):
+        await publisher.publish("full.a", b"", message_id="2", headers={}, deadline_s=60)
 
 
 async def test_a_refusal_after_an_attempt_whose_ack_was_lost_says_nothing_of_that_attempt(

@@ -16,6 +16,7 @@ from system.metrics import Metrics
 from system.web.messages import Handler, Request, Response, problem
 
 RETRY_AFTER_S = 1
+RETRY_AFTER_MAX_S = 3600
 _LIMITED = "POST"
 
 
@@ -59,7 +60,7 @@ class Admission:
             return problem(503, "too many requests are under way; this one was not taken", retry_after_s=RETRY_AFTER_S)
         if self._limits.rate_max_per_s and not self._take_token():
             self._too_fast.add()
-            wait_s = math.ceil((1 - self._tokens) / self._limits.rate_max_per_s)
+            wait_s = math.ceil(min((1 - self._tokens) / self._limits.rate_max_per_s, RETRY_AFTER_MAX_S))
             return problem(429, "too many requests in this second; this one was not taken", retry_after_s=wait_s)
         self._in_flight.add()
         answer: Response | Awaitable[Response] | None = None
