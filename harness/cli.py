@@ -42,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         command = importlib.import_module(f"harness.commands.{options.module}")
-        return int(_run(command.execute(options)))
+        try:
+            return int(_run(command.execute(options)))
+        except SystemExit as error:
+            # No code of ours ends the process. Taken at its word, a library that gives up would make a CI green.
+            raise SystemExitedError(
+                f"the system's own code ended the process (exit {error.code}): nothing was judged"
+            ) from error
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("stormproof: interrupted; there is no verdict, what was collected so far is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -87,6 +93,12 @@ def _run(command: Coroutine[object, object, int]) -> int:
 
     with asyncio.Runner() as runner:
         return runner.run(cancellable())
+
+
+class SystemExitedError(StormproofError):
+    """Code of the system under test called `exit` in the harness's process."""
+
+    exit_code = EXIT_BROKEN
 
 
 class _Parser(argparse.ArgumentParser):

@@ -84,15 +84,16 @@ class LiveRun:
     async def wait_settled(self, operation: Operation, *states: str) -> State:
         """Return the state of what the operation is about once it is one of these, or final if none is named.
 
-        After `TRACE_WITHIN_S` it is returned as it then is.
+        After `TRACE_WITHIN_S` it is returned as it then is. Raises TimeoutError when it cannot be read then.
         """
         deadline_s = asyncio.get_running_loop().time() + TRACE_WITHIN_S
         while True:
             state = await self.stage.client.read(operation.key)
-            if state is not None:
-                is_there = state.state in states if states else state.is_final
-                if is_there or asyncio.get_running_loop().time() >= deadline_s:
-                    return state
+            is_over = asyncio.get_running_loop().time() >= deadline_s
+            if state is not None and (is_over or (state.state in states if states else state.is_final)):
+                return state
+            if is_over:
+                raise TimeoutError(f"{operation.key} could not be read within {TRACE_WITHIN_S:g} s")
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def trace_of(self, operation: Operation) -> Trace:

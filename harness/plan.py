@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from harness.errors import EvidenceDamagedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from harness.environment.choice import BackendChoice
@@ -42,6 +43,13 @@ class Plan:
     mutant: str | None
     backend_words: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Raise TypeError for what no plan of ours says: one that is read may have been changed by anybody."""
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}")
+
     def write(self, directory: Path) -> None:
         """Write `plan.json`."""
         text = json.dumps(asdict(self), indent=2) + "\n"
@@ -54,6 +62,22 @@ class Plan:
                 f"this is a run of the system {self.system!r}, and {system.name!r} is configured here: "
                 f"judge it where {self.system!r} is configured"
             )
+
+
+_NUMBER = (int, float)
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "format": int,
+    "system": str,
+    "experiment": str,
+    "seed": int,
+    "backend": str,
+    "rate_per_s": _NUMBER,
+    "duration_s": _NUMBER,
+    "requests_sha256": str,
+    "program": list,
+    "mutant": (str, type(None)),
+    "backend_words": list,
+}
 
 
 def open_plan(

@@ -208,18 +208,30 @@ def configured_system(start: Path | None = None) -> SystemUnderTest:
     for folder in (directory, *directory.parents):
         path = folder / CONFIGURATION
         if path.is_file():
-            try:
-                name = (
-                    tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("stormproof", {}).get("system")
-                )
-            except tomllib.TOMLDecodeError as error:
-                raise UsageError(f"{path} is not valid TOML: {error}") from error
+            name = _name_in(path)
             if name is not None:
-                return load_system(str(name), folder)
+                return load_system(name, folder)
     raise UsageError(
         f"no system under test is configured at or above {directory}: "
         f'add `system = "package.module:OBJECT"` under [tool.stormproof] in {CONFIGURATION}'
     )
+
+
+def _name_in(path: Path) -> str | None:
+    """Return what a pyproject.toml calls the system under test, None when it says nothing of one."""
+    try:
+        found: object = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    for key in ("tool", "stormproof", "system"):
+        if not isinstance(found, dict):
+            raise UsageError(f"{path} has something else than a table above {key!r}: write [tool.stormproof]")
+        found = found.get(key)
+        if found is None:
+            return None
+    if not isinstance(found, str):
+        raise UsageError(f'{path} says system = {found!r}: write system = "package.module:OBJECT"')
+    return found
 
 
 def load_system(name: str, folder: Path) -> SystemUnderTest:
@@ -233,7 +245,7 @@ def load_system(name: str, folder: Path) -> SystemUnderTest:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *known])
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever a stranger's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises while it is imported
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"the system under test {name!r} cannot be imported from {folder}: {what}") from error
     if not isinstance(found, SystemUnderTest):

@@ -40,5 +40,6 @@ What it does not promise:
      replicas of orders, the others may not know of it for as long.
 -    One message per result for ever: a payments service that dies between the broker's ack and its own note of it, and
      is away for more than two minutes, announces that result again. It changes nothing.
+-    That a refund which somebody makes at the provider, without a cancellation of ours, is announced: it is recorded.
 -    Protection from callers: no authentication of customers, no TLS on HTTP.
 """

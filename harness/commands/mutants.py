@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from harness.commands.conducting import print_json, seed_of, tell
-from harness.commands.run import carry_out_experiment
+from harness.commands.conducting import choice_of, print_json, seed_of, tell
+from harness.commands.run import carry_out_experiment, ensure_possible
 from harness.errors import StormproofError, UsageError, leaf_of
 from harness.invariants.verdict import UNKNOWN, VIOLATED
 from harness.planting import check_bug, read_bugs
@@ -53,8 +53,10 @@ async def execute(options: argparse.Namespace) -> int:
     """Run every planted bug and print the matrix."""
     system = configured_system()
     bugs = read_bugs(options.directory or system.planted_bugs)
+    choice = choice_of(options, system)
     for bug in bugs:
         check_bug(bug, system)
+        ensure_possible(system.experiment(bug.experiment), choice)
     seed = seed_of(options)
     kills = []
     for bug in bugs:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
 from harness.commands.conducting import choice_of, conduct, print_json, seed_of, tell
-from harness.errors import UsageError
-from harness.invariants.verdict import worst
+from harness.errors import StormproofError, UsageError, leaf_of
+from harness.invariants.verdict import VIOLATED, worst
 from harness.plan import Plan, digest_of_requests
 from harness.planting import check_bug, read_bug
 from harness.report.document import verdict_document
@@ -17,6 +18,7 @@ from harness.workload import place_steadily
 if TYPE_CHECKING:
     import argparse
 
+    from harness.environment.choice import BackendChoice
     from harness.planting import PlantedBug
     from harness.run import Outcome
     from harness.stage import Stage
@@ -26,16 +28,31 @@ SCHEMA = "stormproof.verdicts/1"
 
 
 async def execute(options: argparse.Namespace) -> int:
-    """Carry out every experiment that was named; the exit code is that of the worst verdict."""
+    """Carry out every experiment that was named; the exit code is that of the worst verdict.
+
+    One that breaks ends the command, and keeps the verdicts there are: VIOLATED counts for more than a broken harness.
+    """
     system = configured_system()
     experiments = [system.experiment(name) for name in options.experiments]
     bug = None if options.mutant is None else read_bug(options.mutant)
     if bug is not None:
         check_bug(bug, system)
-    seed = seed_of(options)
-    outcomes = []
+    choice = choice_of(options, system)
     for experiment in experiments:
-        outcomes.append(await carry_out_experiment(system, experiment, seed, options, bug))
+        ensure_possible(experiment, choice)  # all of them, before the first begins
+    seed = seed_of(options)
+    outcomes: list[Outcome] = []
+    broken: StormproofError | None = None
+    for experiment in experiments:
+        try:
+            outcomes.append(await carry_out_experiment(system, experiment, seed, options, bug))
+        except (StormproofError, ExceptionGroup) as error:
+            ours = leaf_of(error)
+            if not outcomes or not isinstance(ours, StormproofError):
+                raise
+            broken = ours
+            print(f"stormproof: {experiment.name}: {broken}", file=sys.stderr)
+            break
         tell(outcomes[-1], options)
     ruling = worst(outcome.judgement.state for outcome in outcomes)
     if options.json:
@@ -44,7 +61,16 @@ async def execute(options: argparse.Namespace) -> int:
             print_json(documents[0])
         else:
             print_json({"schema": SCHEMA, "verdict": ruling.value, "exit_code": ruling.exit_code, "runs": documents})
-    return ruling.exit_code
+    return ruling.exit_code if broken is None or ruling is VIOLATED else broken.exit_code
+
+
+def ensure_possible(experiment: Experiment, choice: BackendChoice) -> None:
+    """Raise UsageError when the experiment cannot be carried out there."""
+    if experiment.backends and choice.name not in experiment.backends:
+        raise UsageError(
+            f"experiment {experiment.name!r} cannot be carried out on {choice.name}: "
+            f"add --backend {' or '.join(experiment.backends)}"
+        )
 
 
 async def carry_out_experiment(
@@ -57,11 +83,6 @@ async def carry_out_experiment(
     """Carry out one experiment: steady load, and its fault program meanwhile."""
     program = experiment.program(seed)
     choice = choice_of(options, system)
-    if experiment.backends and choice.name not in experiment.backends:
-        raise UsageError(
-            f"experiment {experiment.name!r} cannot be carried out on {choice.name}: "
-            f"add --backend {' or '.join(experiment.backends)}"
-        )
     plan = Plan(
         system=system.name,
         experiment=experiment.name,

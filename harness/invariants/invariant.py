@@ -58,7 +58,7 @@ class Invariant:
             gaps = _gaps(evidence, self.needs)
             unhealed = _unhealed(evidence)
             return self._rule(examination, gaps, unhealed)
-        except Exception as error:  # noqa: BLE001 - the edge around each invariant: a crash is UNKNOWN, never green
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge around each invariant: a crash is UNKNOWN, never green
             where = traceback.extract_tb(error.__traceback__)[-1]
             reason = (
                 f"the invariant itself crashed: {type(error).__name__}: {error} ({where.name}, line {where.lineno})"

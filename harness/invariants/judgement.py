@@ -20,8 +20,9 @@ class Judgement:
     """What a run proves.
 
     vacuous: one sentence for each thing that makes the run prove less than was planned: a fault that did not inject,
-    did not heal or touched nothing in flight, a load that fell short, a load of which hardly anything was accepted, a
-    process that died by itself. Any of them makes the run UNKNOWN: a storm that did not blow proves nothing.
+    did not heal or touched nothing in flight, a load that fell short, a load of which hardly anything was accepted, or
+    not even before the storm, a process that died by itself. Any of them makes the run UNKNOWN: a storm that did not
+    blow proves nothing.
     died: those of these sentences that tell of a process that died by itself.
     outcomes: how many operations had each outcome.
     recovery_s: from the last heal until the last operation begun before it was final; None without faults, and when an
@@ -67,6 +68,11 @@ _FINDINGS_TOLD = 5
 ACCEPTED_SHARE_MIN = 0.5
 """With less than this share of the operations of a kind accepted, HOLDS would be about next to nothing."""
 
+CALM_SHARE_MIN = 0.75
+CALM_COUNT_MIN = 10
+"""Of at least so many operations of a kind that were over before the first fault: what was refused then was refused by
+something else than the storm."""
+
 
 def judge(evidence: Evidence, invariants: Iterable[Invariant], *, planned_faults: int = 0) -> Judgement:
     """Rule on every invariant. A pure function of the evidence; it needs no broker and changes nothing.
@@ -86,6 +92,7 @@ def judge(evidence: Evidence, invariants: Iterable[Invariant], *, planned_faults
             *_unplayed(len(faults), planned_faults),
             *_shortfall(load),
             *_hardly_accepted(evidence),
+            *_refused_in_calm(evidence),
             *died,
         ),
         died=died,
@@ -136,6 +143,20 @@ def _hardly_accepted(evidence: Evidence) -> tuple[str, ...]:
     return tuple(
         f"hardly anything was accepted: {accepted} of {asked} operations of kind {kind}, so what is promised of them "
         "was hardly tried"
+        for kind, accepted, asked in rows
+    )
+
+
+def _refused_in_calm(evidence: Evidence) -> tuple[str, ...]:
+    rows = evidence.query(
+        "SELECT kind, count(*) FILTER (outcome = 'ok') AS accepted, count(*) AS asked FROM operations "
+        "WHERE ended_ns < (SELECT min(began_ns) FROM faults) GROUP BY kind "
+        "HAVING asked >= $1 AND accepted < asked * $2 ORDER BY kind",
+        [CALM_COUNT_MIN, CALM_SHARE_MIN],
+    )
+    return tuple(
+        f"before the first fault only {accepted} of {asked} operations of kind {kind} were accepted, so something else "
+        "than the storm is wrong"
         for kind, accepted, asked in rows
     )
 

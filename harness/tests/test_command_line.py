@@ -14,6 +14,7 @@ import pytest
 
 from harness import cli
 from harness.errors import EvidenceDamagedError, UsageError
+from harness.report.tests.rows import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,19 +75,7 @@ def test_latest_before_any_run_says_so(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_run_that_never_wrote_its_evidence_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It was killed: nobody can tell, so exit code 2, with one sentence."""
-    plan = {
-        "format": 1,
-        "system": "shop",
-        "experiment": "payments-partition",
-        "seed": 1,
-        "backend": "embedded",
-        "rate_per_s": 1,
-        "duration_s": 1,
-        "requests_sha256": "",
-        "program": [],
-        "mutant": None,
-    }
-    (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    plan().write(tmp_path)
 
     assert cli.main(["check", str(tmp_path)]) == 2
     assert "evidence.duckdb does not exist" in capsys.readouterr().err
@@ -99,6 +88,68 @@ def test_a_damaged_plan_is_unknown(tmp_path: Path, text: str, capsys: pytest.Cap
 
     assert cli.main(["check", str(tmp_path)]) == 2
     assert "plan.json is missing or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("system", None), ("program", None), ("seed", "x"), ("rate_per_s", "a"), ("mutant", 3)]
+)
+def test_a_plan_that_somebody_changed_is_unknown(
+    tmp_path: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Judged as if it were whole, it would say HOLDS of a run that was never planned so."""
+    plan().write(tmp_path)
+    changed = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) | {name: value}
+    (tmp_path / "plan.json").write_text(json.dumps(changed), encoding="utf-8")
+
+    assert cli.main(["check", str(tmp_path)]) == 2
+    assert f"plan.json is missing or damaged ({name} is {value!r})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("tool = 3", "something else than a table above 'stormproof'"),
+        ('[tool]\nstormproof = "shop"', "something else than a table above 'system'"),
+        ("[tool.stormproof]\nsystem = 3", "says system = 3"),
+        ("[tool", "is not valid TOML"),
+        ("# \udcff", "is not valid TOML"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_wrong_use(
+    tmp_path: Path, text: str, complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence about the file."""
+    (tmp_path / "pyproject.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    monkeypatch.chdir(tmp_path)
+
+    assert cli.main(["list"]) == 64
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_system_that_ends_the_process_makes_nothing_green(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library that calls exit(0) where a setting is missing: while it is imported, or later in a command."""
+    (tmp_path / "pyproject.toml").write_text('[tool.stormproof]\nsystem = "gives_up:SYSTEM"\n', encoding="utf-8")
+    (tmp_path / "gives_up.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
+    finished = stormproof("list", cwd=tmp_path)
+    assert (finished.returncode, "cannot be imported" in finished.stderr) == (64, True)
+
+    async def gives_up(_options: object) -> int:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(importlib.import_module("harness.commands.list"), "execute", gives_up)
+    assert cli.main(["list"]) == 3
+    assert "the system's own code ended the process (exit 0): nothing was judged" in capsys.readouterr().err
+
+
+def test_what_cannot_be_carried_out_is_refused_before_anything_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """The second experiment needs a cluster; the first would have been carried out in vain."""
+    assert cli.main(["run", "payments-partition", "leader-isolation"]) == 64
+
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "experiment 'leader-isolation' cannot be carried out on embedded" in told
 
 
 def test_a_directory_without_a_configured_system_says_what_to_add(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +14,7 @@ from harness.commands import mutants
 from harness.commands import run as run_command
 from harness.errors import EnvironmentFailedError, UsageError
 from harness.invariants.judgement import judge
+from harness.invariants.verdict import VIOLATED, Ruling, Verdict
 from harness.planting import PlantedBug
 from harness.report.tests.rows import evidence_of, plan
 from harness.run import Outcome
@@ -71,6 +73,43 @@ def test_several_runs_are_one_document_of_their_verdicts(
     assert [run["experiment"] for run in document["runs"]] == names
     for run in document["runs"]:
         validate(run, "verdict")
+
+
+@pytest.mark.parametrize(("states", "exit_code"), [((), 3), ((VIOLATED,), 1)])
+def test_a_run_that_breaks_keeps_the_verdicts_before_it(
+    states: tuple[Ruling, ...],
+    exit_code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """VIOLATED stays VIOLATED, whatever breaks afterwards."""
+
+    async def carried_out(_system: object, experiment: Experiment, *_others: object) -> Outcome:
+        if experiment.name == "payments-kill":
+            raise EnvironmentFailedError("payments does not start")
+        outcome = judged(tmp_path, experiment.name)
+        verdicts = tuple(
+            Verdict(invariant="I1", name="n", claim="c", state=state, examined=1, reason="r") for state in states
+        )
+        return replace(outcome, judgement=replace(outcome.judgement, verdicts=verdicts))
+
+    monkeypatch.setattr(run_command, "carry_out_experiment", carried_out)
+
+    assert cli.main(["run", "payments-partition", "payments-kill", "orders-partition", "--json"]) == exit_code
+
+    told = capsys.readouterr()
+    assert json.loads(told.out)["experiment"] == "payments-partition"
+    assert "stormproof: payments-kill: payments does not start" in told.err
+
+
+def test_up_announces_whatever_roles_a_system_has() -> None:
+    """A stranger's has neither orders nor a provider."""
+    known = {"nats": "nats://h:1", "nats_credentials": "/f", "toxiproxy": "http://h:2", "otlp": "http://h:3"}
+    validate({**known, "run": "/r", "pid": 1, "warehouse": "http://h:4"}, "up")
+
+    with pytest.raises(jsonschema.ValidationError):
+        validate({**known, "run": "/r", "pid": 1, "warehouse": 4}, "up")
 
 
 def test_what_a_verdict_must_hold_is_the_same_in_both_schemas() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TARGET = "payments"
 EXPERIMENT = "payments-partition"
-EXPECTED = ("I4",)
+EXPECTED = ("I3", "I4")
 
 _CENTS = 100
 

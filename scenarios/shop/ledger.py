@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from harness.environment.topology import Wiring
 
 FILE_NAME = "ledger.jsonl"
+KINDS = frozenset({"charge", "decline", "refund", "void"})
+"""What money can do here; of another kind no invariant would know what it means."""
 
 
 def read_ledger(wiring: Wiring) -> LedgerReading:
@@ -49,6 +51,8 @@ def read_ledger_file(path: Path) -> LedgerReading:
 
 
 def _entry(line: dict[str, object]) -> LedgerEntry:
+    if line["kind"] not in KINDS:
+        raise ValueError(f"kind is {line['kind']!r}")
     return LedgerEntry(
         seq=int(str(line["seq"])),
         kind=str(line["kind"]),

@@ -56,10 +56,15 @@ USUAL = order(began_ms=1_000, settled_ms=1_100)
 """The slowest before the storm took 100 ms, so 200 ms are usual."""
 
 
-def touched(*others: tuple[Operation, State], window: FaultWindow = WINDOW, healed_before_ms: int = 0) -> int:
+def touched(
+    *others: tuple[Operation, State],
+    window: FaultWindow = WINDOW,
+    healed_before_ms: int = 0,
+    before: tuple[tuple[Operation, State], ...] = (USUAL,),
+) -> int:
     """Return how many operations the window is credited with."""
     writer = EvidenceWriter(None)
-    for pair in (USUAL, *others):
+    for pair in (*before, *others):
         writer.write(pair)
     found = touching(writer, window, WINDOW.began_ns, healed_before_ns=healed_before_ms * MS)
     writer.finish().close()
@@ -106,3 +111,26 @@ def test_what_an_earlier_fault_may_still_hold_up_is_not_credited_to_the_next() -
 
     assert touched(held_up, healed_before_ms=9_901) == 0
     assert touched(held_up, healed_before_ms=9_900) == 1
+
+
+def test_without_anything_before_the_storm_only_what_took_long_was_held_up() -> None:
+    """Else killing what nobody needs, with the first operation, is credited with all that is in flight."""
+    quick, slow = order(began_ms=19_900, settled_ms=20_100), order(began_ms=19_000, settled_ms=20_001)
+
+    assert touched(quick, before=()) == 0
+    assert touched(slow, before=()) == 1
+
+
+def test_where_nobody_says_when_something_was_final_its_answer_has_to_do() -> None:
+    """A system that cannot tell would have every fault look effective."""
+
+    def final(*, began_ms: int, answered_ms: int) -> tuple[Operation, State]:
+        operation, state = order(began_ms=began_ms, settled_ms=None)
+        operation = replace(operation, key=f"{began_ms}-{answered_ms}", ended_ns=answered_ms * MS)
+        return operation, replace(state, key=operation.key, state="DONE", is_final=True)
+
+    usual = final(began_ms=1_000, answered_ms=1_100)
+
+    assert touched(final(began_ms=19_950, answered_ms=20_100), before=(usual,)) == 0
+    assert touched(final(began_ms=19_000, answered_ms=20_100), before=(usual,)) == 1
+    assert touched(final(began_ms=15_000, answered_ms=15_050), before=(usual,)) == 0

@@ -92,6 +92,18 @@ def test_liveness_findings_of_an_unhealed_fault_are_unknown() -> None:
     assert "never healed" in verdict.reason
 
 
+def test_an_invariant_that_ends_the_process_is_unknown() -> None:
+    """Code that gives up with exit(0) must not take the whole judgement with it, as if all were well."""
+
+    def gives_up(_evidence: Evidence) -> Examination:
+        raise SystemExit(0)
+
+    verdict = Invariant(id="X", name="x", claim="", needs=(), look=gives_up).judge(evidence_of())
+
+    assert verdict.state is UNKNOWN
+    assert "the invariant itself crashed: SystemExit" in verdict.reason
+
+
 def test_an_invariant_that_crashes_is_unknown_and_says_where() -> None:
     """A broken check must never look like a check that passed."""
 
@@ -209,6 +221,27 @@ def test_a_kind_of_which_hardly_anything_was_accepted_is_not_hidden_by_the_other
     assert judgement.vacuous == (
         "hardly anything was accepted: 0 of 1 operations of kind cancel, so what is promised of them was hardly tried",
     )
+
+
+@pytest.mark.parametrize(("accepted", "is_told"), [(9, False), (8, True)])
+def test_what_is_refused_before_the_storm_was_not_refused_because_of_it(accepted: int, is_told: bool) -> None:
+    """Orders lost at the door, for which nobody was promised anything: a quarter is the boundary."""
+    window = replace(WINDOW, began_ns=1_000, healed_ns=2_000)
+    before = [
+        replace(
+            operation(f"o{number}", Outcome.OK if number < accepted else Outcome.UNKNOWN), number=number, ended_ns=999
+        )
+        for number in range(12)
+    ]
+    within = replace(operation("late", Outcome.UNKNOWN), number=12, ended_ns=1_000)
+
+    judgement = judge(evidence_of(window, *before, within), [claim(Examination(examined=1))])
+
+    sentence = (
+        f"before the first fault only {accepted} of 12 operations of kind create were accepted, so something else than "
+        "the storm is wrong"
+    )
+    assert judgement.vacuous == ((sentence,) if is_told else ())
 
 
 def test_a_process_that_died_by_itself_makes_the_run_unknown() -> None:

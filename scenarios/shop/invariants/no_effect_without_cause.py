@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 _CHARGES = """
 WITH asked AS (
-    SELECT DISTINCT key, round(json_extract(request, '$.total_amount')::DOUBLE * 100)::BIGINT AS cents
+    SELECT DISTINCT key, round(json_extract(request, '$.total_amount')::DOUBLE * 100)::BIGINT AS cents,
+           coalesce(json_extract_string(request, '$.currency'), 'EUR') AS currency
     FROM operations WHERE kind = 'create' AND outcome <> 'failed'
 ), refused AS (
     SELECT DISTINCT key FROM operations WHERE kind = 'create' AND key NOT IN (SELECT key FROM asked)
 ), known AS (
     SELECT key FROM asked UNION SELECT key FROM messages WHERE key IS NOT NULL UNION SELECT key FROM refused
 ), charges AS (
-    SELECT key, seq, amount_minor FROM ledger WHERE kind = 'charge'
+    SELECT key, seq, amount_minor, currency FROM ledger WHERE kind = 'charge'
 )
 """
 
@@ -54,6 +55,18 @@ class RefusedAndCharged(AboutOrder):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WrongCurrency(AboutOrder):
+    """Other money was taken than was asked for."""
+
+    currency: str
+    asked: str
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"order {self.order} was charged in {self.currency}, it was in {self.asked}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WrongAmount(AboutOrder):
     """Another amount was taken than was asked for."""
 
@@ -76,12 +89,22 @@ def _look(evidence: Evidence) -> Examination:
         GROUP BY c.key, c.seq, c.amount_minor HAVING NOT bool_or(c.amount_minor = a.cents) ORDER BY c.seq
         """
     )
+    foreign = evidence.query(
+        _CHARGES
+        + """
+        SELECT c.key, c.currency, min(a.currency) FROM charges c JOIN asked a USING (key)
+        GROUP BY c.key, c.seq, c.currency HAVING NOT bool_or(c.currency = a.currency) ORDER BY c.seq
+        """
+    )
     refused = evidence.query(
         _CHARGES + "SELECT key, amount_minor FROM charges WHERE key IN (SELECT key FROM refused) ORDER BY seq"
     )
     return Examination(
         examined=evidence.count(_CHARGES + "SELECT count(*) FROM charges"),
-        safety=tuple(WrongAmount(order=key, cents=cents, asked_cents=asked) for key, cents, asked in wrong),
+        safety=(
+            *(WrongAmount(order=key, cents=cents, asked_cents=asked) for key, cents, asked in wrong),
+            *(WrongCurrency(order=key, currency=currency, asked=asked) for key, currency, asked in foreign),
+        ),
         # An operation that is missing may have been accepted.
         liveness=(
             *(ChargeWithoutOrder(order=key, cents=cents) for key, cents in unknown),

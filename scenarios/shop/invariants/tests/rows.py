@@ -56,6 +56,20 @@ def charged(order: str, *, cents: int = 1250, at_ms: int = 0, seq: int = 1) -> L
     )
 
 
+def declined(order: str, *, seq: int = 1) -> LedgerEntry:
+    """Make a line of the ledger that says that the card said no."""
+    return LedgerEntry(
+        seq=seq,
+        kind="decline",
+        key=order,
+        charge_id="",
+        idempotency_key=order,
+        amount_minor=1250,
+        currency="EUR",
+        at_ns=0,
+    )
+
+
 def refunded(order: str, *, cents: int = 1250, at_ms: int = 0) -> LedgerEntry:
     """Make a refund's line of the ledger."""
     return LedgerEntry(

@@ -11,6 +11,7 @@ from scenarios.shop.invariants.no_effect_without_cause import (
     ChargeWithoutOrder,
     RefusedAndCharged,
     WrongAmount,
+    WrongCurrency,
     no_effect_without_cause,
 )
 from scenarios.shop.invariants.tests.rows import accepted, charged, stored
@@ -82,3 +83,14 @@ def test_no_charge_is_unknown() -> None:
 def test_an_amount_that_binary_floats_cannot_hold_is_still_exact_to_the_cent() -> None:
     """Boundary: 0.29 * 100 is 28.999999999999996."""
     assert no_effect_without_cause.judge(evidence_of(asked("o1", "0.29"), charged("o1", cents=29))).state is HOLDS
+
+
+def test_another_currency_than_asked_is_a_violation_whatever_is_missing() -> None:
+    """Twelve and a half of what? Who did not say means euros."""
+    dollars = replace(charged("o1"), currency="USD")
+    evidence = evidence_of(asked("o1", "12.5"), dollars, incomplete={"operations": "torn"})
+
+    findings = no_effect_without_cause.judge(evidence).findings
+    assert findings == (WrongCurrency(order="o1", currency="USD", asked="EUR"),)
+    held = evidence_of(replace(asked("o1", "12.5"), request='{"total_amount": 12.5, "currency": "USD"}'), dollars)
+    assert no_effect_without_cause.judge(held).state is HOLDS

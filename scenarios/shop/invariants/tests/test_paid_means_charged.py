@@ -6,16 +6,20 @@ from harness.evidence.in_memory import evidence_of
 from harness.invariants.verdict import HOLDS, UNKNOWN, VIOLATED
 from scenarios.shop.invariants.paid_means_charged import (
     ChargedButNotPaid,
+    DeclinedUnasked,
     PaidWithoutCharge,
     RefundNotMade,
+    ShownOtherwise,
     paid_means_charged,
 )
-from scenarios.shop.invariants.tests.rows import charged, refunded, seen
+from scenarios.shop.invariants.tests.rows import charged, declined, refunded, seen
 
 
 def test_paid_and_charged_or_declined_and_not_charged_holds() -> None:
     """Both stories are consistent."""
-    evidence = evidence_of(seen("o1", "PAID", settled_ms=9), charged("o1"), seen("o2", "DECLINED", settled_ms=9))
+    evidence = evidence_of(
+        seen("o1", "PAID", settled_ms=9), charged("o1"), seen("o2", "DECLINED", settled_ms=9), declined("o2", seq=2)
+    )
 
     verdict = paid_means_charged.judge(evidence)
 
@@ -89,3 +93,21 @@ def test_a_paid_order_whose_charge_was_given_back_is_a_violation() -> None:
     evidence = evidence_of(seen("o1", "PAID", settled_ms=9), charged("o1"), refunded("o1"))
 
     assert paid_means_charged.judge(evidence).findings == (PaidWithoutCharge(order="o1"),)
+
+
+def test_a_declined_order_whose_card_was_never_asked_is_a_violation() -> None:
+    """A breaker that falls back to declined loses a sale, and says it was the customer's card."""
+    rows = (seen("o1", "DECLINED", settled_ms=9), seen("o2", "DECLINED", settled_ms=9), declined("o2"))
+
+    assert paid_means_charged.judge(evidence_of(*rows)).findings == (DeclinedUnasked(order="o1"),)
+    torn = paid_means_charged.judge(evidence_of(*rows, incomplete={"ledger": "line 2 is torn"}))
+    assert torn.state is UNKNOWN
+
+
+def test_another_amount_shown_than_was_taken_is_a_violation_whatever_is_missing() -> None:
+    """The customer believes what the API says."""
+    rows = (seen("o1", "PAID", settled_ms=9), charged("o1", cents=125))
+
+    for incomplete in ({}, {"ledger": "torn"}):
+        verdict = paid_means_charged.judge(evidence_of(*rows, incomplete=incomplete))
+        assert verdict.findings == (ShownOtherwise(order="o1", shown_cents=1250, cents=125),)
