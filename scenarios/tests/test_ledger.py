@@ -83,3 +83,13 @@ def test_a_missing_ledger_is_not_an_empty_one(tmp_path: Path) -> None:
 
     assert (reading.entries, reading.channel.complete, reading.channel.expected) == ((), False, None)
     assert reading.channel.why == "there is no ledger at ledger.jsonl"
+
+
+def test_money_that_moves_in_a_way_nobody_knows_makes_the_ledger_incomplete(tmp_path: Path) -> None:
+    """No invariant would look at a fee; that it was overlooked must be said."""
+    fee = line(2).replace('"charge"', '"fee"')
+
+    reading = read_ledger_file(written(tmp_path, line(1) + fee))
+
+    assert not reading.channel.complete
+    assert "line 2 is torn or not a ledger entry" in reading.channel.why
