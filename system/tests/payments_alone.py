@@ -36,6 +36,7 @@ class Alone:
         self.processes: dict[str, Process] = {}
         self._connection = connection
         self._publisher = Publisher(connection, metrics=Metrics())
+        self._placed: Counter[str] = Counter()  # by subject: the sequence of the last message
         self._common = {
             "NATS_URL": nats_url,
             "NATS_RECONNECT_WAIT_S": "0.1",
@@ -100,26 +101,28 @@ class Alone:
             order = OrderCreated(
                 order_id=order_id, customer_id="c1", amount_minor=amount_minor, currency="EUR", created_at_ns=1
             )
-            await self._publisher.publish(
+            ack = await self._publisher.publish(
                 topology.ORDERS_CREATED,
                 events.encode_order_created(order),
                 message_id=message_id or topology.order_created_id(order_id),
                 headers={},
                 deadline_s=5.0,
             )
+            self._placed[topology.ORDERS_CREATED] = ack.sequence
 
     async def cancel(self, order_id: str, *, amount_minor: int = 1250) -> None:
         """What orders publishes when it accepts a cancellation."""
         event = OrderCancelled(
             order_id=order_id, reason="", cancelled_at_ns=1, amount_minor=amount_minor, currency="EUR"
         )
-        await self._publisher.publish(
+        ack = await self._publisher.publish(
             topology.ORDERS_CANCELLED,
             events.encode_order_cancelled(event),
             message_id=topology.order_cancelled_id(order_id),
             headers={},
             deadline_s=5.0,
         )
+        self._placed[topology.ORDERS_CANCELLED] = ack.sequence
 
     async def announced(self) -> list[PaymentProcessed]:
         """Everything in the stream PAYMENTS."""
@@ -151,8 +154,13 @@ class Alone:
     async def all_acked(self, *, within_s: float = 10.0) -> None:
         """Return when the broker has nothing left to deliver to payments."""
 
+        def is_done(info: dict[str, Any]) -> bool:
+            # The broker acknowledges a publish before it counts it as pending for a consumer.
+            has_come = int(info["delivered"]["stream_seq"]) >= self._placed[info["config"]["filter_subject"]]
+            return has_come and not info["num_pending"] and not info["num_ack_pending"]
+
         async def are_acked() -> bool:
-            return all(info["num_pending"] == info["num_ack_pending"] == 0 for info in await self._consumers())
+            return all(map(is_done, await self._consumers()))
 
         await wait_until_it(are_acked, within_s=within_s, what="every message acknowledged")
 
