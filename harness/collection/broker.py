@@ -156,22 +156,20 @@ class BrokerRecords:
                 state = (await self._jetstream.stream_info(stream)).state
                 expected += state.last_seq
                 difference = await self._clock.difference(stream)
-                ahead_ns = 0 if difference is None else difference.ahead_ns
                 stored = self._read(stream, state.messages)
-                rows.extend([_message(stream, each, key_of, ahead_ns) async for each in stored])
+                rows.extend([_message(stream, each, key_of, difference.ahead_ns) async for each in stored])
             except SILENCE as error:
                 gaps.append(f"stream {stream} could not be read: {_spelled(error)}")
                 continue
             read = len(rows) - before
             if read != state.last_seq:
                 gaps.append(f"stream {stream} was given {state.last_seq} messages, {read} could be read back")
-            if difference is not None and ahead_ns:
-                clocks.add(difference.sentence())
+            clocks.add(difference.sentence())
         try:
             gaps += filter(None, [await self._clock.why_unsure()])
         except SILENCE as error:
             gaps.append(f"the broker's clock could not be read: {_spelled(error)}")
-        why = "; ".join([*gaps, *sorted(clocks)])
+        why = "; ".join([*gaps, *sorted(clocks - {""})])
         return rows, Channel(name="messages", expected=expected, received=len(rows), complete=not gaps, why=why)
 
     async def keys(self, streams: tuple[str, ...], key_of: KeyOf) -> set[str]:
@@ -183,8 +181,7 @@ class BrokerRecords:
         """Read the captured advisories back."""
         try:
             expected = (await self._jetstream.stream_info(ADVISORIES)).state.messages
-            difference = await self._clock.difference(ADVISORIES)
-            ahead_ns = 0 if difference is None else difference.ahead_ns
+            ahead_ns = (await self._clock.difference(ADVISORIES)).ahead_ns
             rows = [
                 Advisory(
                     subject=message.subject,

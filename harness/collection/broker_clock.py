@@ -51,6 +51,10 @@ class ClockDifference:
         return f"the broker's clock is {abs(self.ahead_ns) / _NS:.3f} s {direction} ours; its times are told by ours"
 
 
+NOT_TOLD = ClockDifference(low_ns=0, high_ns=0)
+"""What is known of a broker that does not say what time it has (nats-server before 2.10)."""
+
+
 class BrokerClock:
     """Compares the clocks of those who lead a broker's streams with ours."""
 
@@ -58,23 +62,20 @@ class BrokerClock:
         """ask: sends an empty request to a subject and returns the answer. now_ns: our clock."""
         self._ask = ask
         self._now_ns = now_ns
-        self._before: tuple[str, ClockDifference | None] | None = None
+        self._before: tuple[str, ClockDifference] | None = None
 
     async def note(self, stream: str) -> None:
         """Remember how the clocks differ now, for `why_unsure`."""
         self._before = stream, await self.difference(stream)
 
-    async def difference(self, stream: str) -> ClockDifference | None:
-        """Compare the clock of whoever leads this stream; None when it does not tell (nats-server before 2.10).
-
-        Raises what asking raises.
-        """
-        found: ClockDifference | None = None
+    async def difference(self, stream: str) -> ClockDifference:
+        """Compare the clock of whoever leads this stream, or return `NOT_TOLD`. Raises what asking raises."""
+        found = NOT_TOLD
         for _ in range(QUESTIONS):
             asked_ns = self._now_ns()
             told_ns = _time_in(await self._ask(f"$JS.API.STREAM.INFO.{stream}"))
             if told_ns is None:
-                return None
+                return NOT_TOLD
             found = _narrowed(found, low_ns=told_ns - self._now_ns(), high_ns=told_ns + _ROUNDED_NS - asked_ns)
         return found
 
@@ -84,7 +85,7 @@ class BrokerClock:
             return ""
         stream, before = self._before
         now = await self.difference(stream)
-        if before is None or now is None:
+        if before is NOT_TOLD or now is NOT_TOLD:
             return (
                 "the broker does not tell its time (nats-server before 2.10), so its times cannot be compared with ours"
             )
@@ -94,8 +95,8 @@ class BrokerClock:
         return f"the broker's clock and ours moved against each other during the run, by {moved_ns / _NS:.3f} s"
 
 
-def _narrowed(known: ClockDifference | None, *, low_ns: int, high_ns: int) -> ClockDifference:
-    if known is not None and max(known.low_ns, low_ns) <= min(known.high_ns, high_ns):
+def _narrowed(known: ClockDifference, *, low_ns: int, high_ns: int) -> ClockDifference:
+    if known is not NOT_TOLD and max(known.low_ns, low_ns) <= min(known.high_ns, high_ns):
         return ClockDifference(low_ns=max(known.low_ns, low_ns), high_ns=min(known.high_ns, high_ns))
     return ClockDifference(low_ns=low_ns, high_ns=high_ns)  # the first, or a clock was set meanwhile
 

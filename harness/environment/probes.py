@@ -13,6 +13,7 @@ import json
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -36,7 +37,7 @@ async def probe_http(address: str, path: str, timeout_s: float = PROBE_TIMEOUT_S
         return f"GET {path} at {address}: {_words(error)}"
     except HttpError as error:
         return str(error)
-    return None if answer.status == 200 else f"GET {path} at {address}: {answer.status} {answer.text[:200]}"  # noqa: PLR2004 - ready
+    return None if answer.status == HTTPStatus.OK else f"GET {path} at {address}: {answer.status} {answer.text[:200]}"
 
 
 async def probe_nats(

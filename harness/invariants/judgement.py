@@ -135,30 +135,27 @@ def _shortfall(load: LoadSummary | None) -> tuple[str, ...]:
 
 
 def _hardly_accepted(evidence: Evidence) -> tuple[str, ...]:
-    rows = evidence.query(
-        "SELECT kind, count(*) FILTER (outcome = 'ok') AS accepted, count(*) AS asked FROM operations GROUP BY kind "
-        "HAVING accepted < asked * $1 ORDER BY kind",
-        [ACCEPTED_SHARE_MIN],
-    )
     return tuple(
         f"hardly anything was accepted: {accepted} of {asked} operations of kind {kind}, so what is promised of them "
         "was hardly tried"
-        for kind, accepted, asked in rows
+        for kind, accepted, asked in evidence.query(_ACCEPTED.format(where="true"))
+        if accepted < asked * ACCEPTED_SHARE_MIN
     )
 
 
 def _refused_in_calm(evidence: Evidence) -> tuple[str, ...]:
-    rows = evidence.query(
-        "SELECT kind, count(*) FILTER (outcome = 'ok') AS accepted, count(*) AS asked FROM operations "
-        "WHERE ended_ns < (SELECT min(began_ns) FROM faults) GROUP BY kind "
-        "HAVING asked >= $1 AND accepted < asked * $2 ORDER BY kind",
-        [CALM_COUNT_MIN, CALM_SHARE_MIN],
-    )
+    calm = "ended_ns < (SELECT min(began_ns) FROM faults)"
     return tuple(
         f"before the first fault only {accepted} of {asked} operations of kind {kind} were accepted, so something else "
         "than the storm is wrong"
-        for kind, accepted, asked in rows
+        for kind, accepted, asked in evidence.query(_ACCEPTED.format(where=calm))
+        if asked >= CALM_COUNT_MIN and accepted < asked * CALM_SHARE_MIN
     )
+
+
+_ACCEPTED = """
+SELECT kind, count(*) FILTER (outcome = 'ok'), count(*) FROM operations WHERE {where} GROUP BY kind ORDER BY kind
+"""
 
 
 def _died(evidence: Evidence) -> tuple[str, ...]:

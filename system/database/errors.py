@@ -13,11 +13,15 @@ class DatabaseError(Exception):
     """The rows are certainly not stored, unless it is a `DatabaseUnknownError`; later it may work."""
 
 
-class DatabaseRowError(DatabaseError):
+class DatabasePartError(DatabaseError):
+    """Some of what was written together is in the way, and the rest is not harmed: trying halves tells them apart."""
+
+
+class DatabaseRowError(DatabasePartError):
     """These rows are refused, and will be however often they are tried; others written with them are not harmed."""
 
 
-class DatabaseStatementError(DatabaseError):
+class DatabaseStatementError(DatabasePartError):
     """This statement cannot be carried out now (its table is not there, or rights were taken away); others can."""
 
 

@@ -22,13 +22,7 @@ from typing import Protocol
 
 from opentelemetry.trace import SpanKind
 
-from system.database.errors import (
-    DatabaseConflictError,
-    DatabaseError,
-    DatabaseRowError,
-    DatabaseStatementError,
-    DatabaseUnknownError,
-)
+from system.database.errors import DatabaseConflictError, DatabaseError, DatabasePartError, DatabaseUnknownError
 from system.database.statements import Row, Statement, Value
 from system.metrics import Metrics
 from system.telemetry import ROOT, LeanTracer, Parent, SpanTemplate
@@ -54,9 +48,6 @@ LINKS_MAX = 128
 CLOSE_WITHIN_S = 5.0
 
 Batch = tuple[Statement, Sequence[Row]]
-
-_SINGLED_OUT = (DatabaseRowError, DatabaseStatementError)
-"""What concerns some of a group and not the rest, which is told apart by trying halves."""
 
 
 class Backend(Protocol):
@@ -298,13 +289,13 @@ class GroupedDatabase:
             failure = await self._try(part)
             if failure is None:
                 self._settle(part, None)
-            elif isinstance(failure, _SINGLED_OUT) and len(part) > 1:
+            elif isinstance(failure, DatabasePartError) and len(part) > 1:
                 middle = len(part) // 2
                 parts += (part[middle:], part[:middle])
             else:
                 self._failures.add()
                 self._settle(part, failure)
-                if not isinstance(failure, _SINGLED_OUT):
+                if not isinstance(failure, DatabasePartError):
                     # It would be in vain for the rest, and they need to know soon.
                     untried = [write for rest in parts for write in rest]
                     self._settle(untried, DatabaseError(f"not written: {failure}"))

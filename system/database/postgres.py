@@ -26,6 +26,7 @@ from system.database.errors import (
     DatabaseConflictError,
     DatabaseError,
     DatabaseOpenError,
+    DatabasePartError,
     DatabaseRowError,
     DatabaseStatementError,
     DatabaseUnknownError,
@@ -132,7 +133,7 @@ class PostgresBackend:
             raise DatabaseRowError(f"the database {self.location} refuses a row: {said(error)}") from None
         except FAILURES as error:
             failure = self._failure(error)
-            if not isinstance(failure, DatabaseRowError | DatabaseStatementError | DatabaseConflictError):
+            if not isinstance(failure, DatabasePartError | DatabaseConflictError):
                 self._note_down(failure)
             raise failure from None
         self._note_up()

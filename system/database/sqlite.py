@@ -26,6 +26,7 @@ from typing import Self
 from system.database.errors import (
     DatabaseError,
     DatabaseOpenError,
+    DatabasePartError,
     DatabaseRowError,
     DatabaseStatementError,
     DatabaseUnknownError,
@@ -100,7 +101,7 @@ class SqliteBackend:
         try:
             await self._begin()
             await self._carry_out(batches)
-        except (DatabaseRowError, DatabaseStatementError):
+        except DatabasePartError:
             raise
         except DatabaseError as error:
             self._note_down(error)

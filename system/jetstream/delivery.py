@@ -35,6 +35,7 @@ class Delivery:
         "_message",
         "_on_answered",
         "_reply",
+        "_stored_text",
         "arrived_at_s",
         "consumer",
         "is_answered",
@@ -70,14 +71,14 @@ class Delivery:
         self.consumer = tokens[3]
         self.times_delivered = int(tokens[4])
         self.sequence = int(tokens[5])
+        self._stored_text = tokens[7]
         self.is_answered = False
         self.arrived_at_s = self.signalled_at_s = time.monotonic()
 
     @property
     def stored_ns(self) -> int:
         """When the broker stored the message, Unix time; it differs where a stream was made anew."""
-        tokens = self._reply.split(".")
-        return int(tokens[9] if len(tokens) >= _ACK_TOKENS_WITH_DOMAIN else tokens[7])
+        return int(self._stored_text)
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.collection.broker import BrokerRecords
-from harness.collection.broker_clock import BrokerClock, ClockDifference
+from harness.collection.broker_clock import NOT_TOLD, BrokerClock, ClockDifference
 from harness.environment.tests.backends import somebody
 from harness.environment.tests.clients import STREAM, let_in, published
 
@@ -104,7 +104,7 @@ async def test_a_broker_that_does_not_tell_its_time_makes_the_times_unsure() -> 
     clock = BrokerClock(answer, now_ns=time.time_ns)
     await clock.note(STREAM)
 
-    assert await clock.difference(STREAM) is None
+    assert await clock.difference(STREAM) is NOT_TOLD
     assert "does not tell its time" in await clock.why_unsure()
 
 
